@@ -54,6 +54,10 @@ class Diagnosis:
     def terminal(self) -> bool:
         return self.phase in (Phase.COMPLETED, Phase.FAILED)
 
+    def failed_with(self, failure: TrainingFailure) -> "Diagnosis":
+        """Return what holds instead when a completed training turns out to have left no file."""
+        return Diagnosis(Phase.FAILED, self.started, failure=failure)
+
 
 def diagnose(job: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Diagnosis:
     """Say what has become of a Job.

@@ -4,6 +4,7 @@
     ├── RefusedMessageError       the message can never become a Job: to the dead letters
     ├── JobRefusedError           the cluster will never take this Job: to the dead letters
     ├── JobConflictError          a Job of this name holds another request: to the dead letters
+    ├── StaleJobError             the Job changed since it was read: read it again
     ├── BackendBusyError          no room now (quota, rate limit): stop consuming, try later
     ├── BackendUnavailableError   the API server does not answer: stop consuming, try later
     └── BrokerUnavailableError    RabbitMQ does not answer
@@ -38,6 +39,10 @@ class JobRefusedError(DispatcherError):
 
 
 class JobConflictError(DispatcherError):
+    pass
+
+
+class StaleJobError(DispatcherError):
     pass
 
 

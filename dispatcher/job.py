@@ -146,6 +146,12 @@ def style_of(job: Manifest) -> int | str | None:
     return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,17}", text) else str(text)
 
 
+def task_of(job: Manifest) -> str | None:
+    """Return the identity of the message that a Job came from; None for a rerun by hand."""
+    request = request_of(job)
+    return request.task_id if request else None
+
+
 def same_request(first: Manifest, second: Manifest) -> bool:
     """Whether two Jobs ask for the same training, so that creating one twice is harmless."""
 

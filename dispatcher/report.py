@@ -39,3 +39,10 @@ def failed(style_id: int | str | None, task_id: str | None, failure: TrainingFai
 
 def _head(style_id: int | str | None, task_id: str | None, status: str) -> Payload:
     return {"style_id": style_id, "task_id": task_id, "training_status": status}
+
+
+def default_url(backend_url: str | None, style_id: int | str | None) -> str | None:
+    """Return where a style's statuses go when its message names no webhook_url."""
+    if not backend_url or style_id is None:
+        return None
+    return f"{backend_url.rstrip('/')}/api/models/{style_id}/status"

@@ -39,7 +39,8 @@ class Backend(Protocol):
         """Apply a JSON merge patch to a Job; one that is gone meanwhile is no error.
 
         Raises:
-            BackendUnavailableError: not now; StaleJobError never leaves: the next change comes anyway.
+            StaleJobError: resource_version is given and is not the Job's any more.
+            BackendUnavailableError: not now.
         """
 
     def stop_pods(self, name: str) -> None:
@@ -56,6 +57,9 @@ class Backend(Protocol):
 
     def run(self, changed: Callable[[str], None], stop: Event) -> None:
         """Keep the snapshots fresh and report the name of every Job that changed, until stop is set."""
+
+    def synced(self) -> bool:
+        """Whether the first snapshots are complete."""
 
     def healthy(self) -> bool:
         """Whether the snapshots are fresh."""

@@ -1,0 +1,20 @@
+"""Which GPUs this machine has, without torch."""
+
+from collections.abc import Mapping
+
+import pynvml
+
+
+def visible_gpus(environment: Mapping[str, str]) -> list[str]:
+    """Return the GPUs as CUDA_VISIBLE_DEVICES names them; `["cpu"]` where there is none."""
+    chosen = environment.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [device.strip() for device in chosen.split(",") if device.strip() not in ("", "-1")] or ["cpu"]
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ["cpu"]  # no driver, so no GPU that could be used
+    try:
+        return [str(index) for index in range(pynvml.nvmlDeviceGetCount())] or ["cpu"]
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,235 @@
+"""Jobs in a Kubernetes cluster, by the official client. No type of that client leaves this package."""
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+import structlog
+import urllib3
+from kubernetes import client
+from kubernetes.client import ApiException
+
+from dispatcher.backends import Snapshot
+from dispatcher.backends.kubernetes_client import describe, translated, unreachable
+from dispatcher.backends.kubernetes_slim import JOB_NAME_LABEL, slim_job, slim_pod
+from dispatcher.backends.reflector import Reflector, Thing
+from dispatcher.errors import JobConflictError, StaleJobError
+from dispatcher.job import SELECTOR, Manifest, same_request
+from job_contract import names
+from job_contract.redaction import redact
+
+_TIMEOUT: Final = (5, 30)
+_STALE_SECONDS: Final = 300.0
+
+
+class KubernetesBackend:
+    """The Backend of a cluster: watches Jobs and pods of one namespace and one instance."""
+
+    def __init__(
+        self,
+        api: client.ApiClient,
+        namespace: str,
+        instance: str,
+        silence_seconds: float = 100.0,
+    ) -> None:
+        self._batch = client.BatchV1Api(api)
+        self._core = client.CoreV1Api(api)
+        self._namespace = namespace
+        self._events: queue.SimpleQueue[Thing | None] = queue.SimpleQueue()
+        self._pods_of: dict[str, dict[str, Thing]] = {}
+        self._lock = threading.Lock()
+        self._report: Callable[[str], None] = lambda _name: None
+        self._log = structlog.get_logger("kubernetes")
+        selector = f"{SELECTOR},{names.LABEL_INSTANCE}={instance}"
+        self._jobs = Reflector(
+            "Job",
+            partial(self._batch.list_namespaced_job, namespace, label_selector=selector),
+            slim_job,
+            self._job_changed,
+            silence_seconds,
+        )
+        self._pods = Reflector(
+            "Pod",
+            partial(self._core.list_namespaced_pod, namespace, label_selector=selector),
+            slim_pod,
+            self._pod_changed,
+            silence_seconds,
+        )
+
+    def create(self, job: Manifest) -> bool:
+        name = job["metadata"]["name"]
+        try:
+            self._batch.create_namespaced_job(
+                self._namespace, job, _preload_content=False, _request_timeout=_TIMEOUT
+            ).release_conn()
+        except ApiException as error:
+            if error.status != 409:
+                raise translated(error, f"the Job {name} could not be created") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(error) from error
+        else:
+            return True
+        existing = self._read(name)
+        if existing is not None and not same_request(existing, job):
+            raise JobConflictError(
+                f"task_id was used before for another request of this style, whose Job is {name}; "
+                "give the new request a task_id of its own"
+            )
+        return False
+
+    def snapshot(self, name: str) -> Snapshot | None:
+        job = self._jobs.get(name)
+        if job is None:
+            return None
+        with self._lock:
+            pods = tuple(self._pods_of.get(name, {}).values())
+        uid = job["metadata"]["uid"]
+        return Snapshot(job, tuple(pod for pod in pods if pod["owner"] == uid))
+
+    def names(self) -> list[str]:
+        return [job["metadata"]["name"] for job in self._jobs.all()]
+
+    def patch(self, name: str, change: dict[str, Any], resource_version: str | None = None) -> None:
+        if resource_version:
+            change = {
+                **change,
+                "metadata": {**change.get("metadata", {}), "resourceVersion": resource_version},
+            }
+        try:
+            self._batch.patch_namespaced_job(
+                name,
+                self._namespace,
+                change,
+                _content_type="application/merge-patch+json",
+                _preload_content=False,
+                _request_timeout=_TIMEOUT,
+            ).release_conn()
+        except ApiException as error:
+            if error.status == 409:
+                raise StaleJobError(f"the Job {name} has changed meanwhile") from error
+            if error.status != 404:  # gone: nothing is left to write on
+                raise translated(error, f"the Job {name} could not be changed") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(error) from error
+
+    def stop_pods(self, name: str) -> None:
+        try:
+            self._core.delete_collection_namespaced_pod(
+                self._namespace, label_selector=f"{JOB_NAME_LABEL}={name}", _request_timeout=_TIMEOUT
+            )
+        except ApiException as error:
+            raise translated(error, f"the pods of the Job {name} could not be stopped") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(error) from error
+
+    def log_tail(self, pod: str, lines: int) -> str:
+        try:
+            response = self._core.read_namespaced_pod_log(
+                pod,
+                self._namespace,
+                container=names.CONTAINER_NAME,
+                tail_lines=lines,
+                limit_bytes=65536,
+                _preload_content=False,
+                _request_timeout=_TIMEOUT,
+            )
+            return str(response.data.decode(errors="replace"))
+        except (ApiException, urllib3.exceptions.HTTPError) as error:
+            self._log.info("a pod's log could not be read", pod=pod, error=describe(error))
+            return ""
+
+    def holds(self, _model_path: str) -> bool:
+        # The models volume is not mounted here. The trainer reads the file back before it says so.
+        return True
+
+    def record_event(self, job: Manifest, reason: str, message: str, *, warning: bool = False) -> None:
+        """Hand an Event to the thread that writes them: a lost Event loses no status."""
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        metadata = job["metadata"]
+        self._events.put(
+            {
+                "metadata": {"name": f"{metadata['name']}.{time.time_ns():x}"},
+                "involvedObject": {
+                    "apiVersion": "batch/v1",
+                    "kind": "Job",
+                    "name": metadata["name"],
+                    "namespace": self._namespace,
+                    "uid": metadata["uid"],
+                },
+                "type": "Warning" if warning else "Normal",
+                "reason": reason,
+                "message": redact(message)[:1000],
+                "source": {"component": "lora-trainer-dispatcher"},
+                "firstTimestamp": now,
+                "lastTimestamp": now,
+                "count": 1,
+            }
+        )
+
+    def run(self, changed: Callable[[str], None], stop: threading.Event) -> None:
+        self._report = changed
+        threads = [
+            threading.Thread(target=run, args=arguments, name=name, daemon=True)
+            for name, run, arguments in (
+                ("watch-jobs", self._jobs.run, (stop,)),
+                ("watch-pods", self._pods.run, (stop,)),
+                ("events", self._write_events, ()),
+            )
+        ]
+        for thread in threads:
+            thread.start()
+        stop.wait()
+        self._jobs.close()
+        self._pods.close()
+        self._events.put(None)
+        for thread in threads:
+            thread.join(5)
+
+    def synced(self) -> bool:
+        return self._jobs.synced.is_set() and self._pods.synced.is_set()
+
+    def healthy(self) -> bool:
+        return self.synced() and max(self._jobs.silent_for, self._pods.silent_for) < _STALE_SECONDS
+
+    def _job_changed(self, job: Thing) -> None:
+        self._report(job["metadata"]["name"])
+
+    def _pod_changed(self, pod: Thing) -> None:
+        job, name = pod["job"], pod["metadata"]["name"]
+        with self._lock:
+            pods = self._pods_of.setdefault(job, {})
+            current = self._pods.get(name)
+            if current is not None:
+                pods[name] = current
+            else:
+                pods.pop(name, None)
+                if not pods:
+                    del self._pods_of[job]
+        self._report(job)
+
+    def _read(self, name: str) -> Thing | None:
+        try:
+            response = self._batch.read_namespaced_job(
+                name, self._namespace, _preload_content=False, _request_timeout=_TIMEOUT
+            )
+            return dict(json.loads(response.data))
+        except ApiException as error:
+            if error.status == 404:
+                return None
+            raise translated(error, f"the Job {name} could not be read") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(error) from error
+
+    def _write_events(self) -> None:
+        while (event := self._events.get()) is not None:
+            try:
+                self._core.create_namespaced_event(
+                    self._namespace, event, _preload_content=False, _request_timeout=_TIMEOUT
+                ).release_conn()
+            except (ApiException, urllib3.exceptions.HTTPError) as error:
+                self._log.info("an Event could not be written", error=describe(error))

@@ -1,0 +1,308 @@
+"""Jobs on this machine, with no cluster: the same manifest, retries, deadline and conditions.
+
+All state is in a folder, so a dispatcher that was killed finds its Jobs, and the trainings that went
+on without it, when it starts again. As many trainings run at once as there are GPUs, or one.
+"""
+
+import copy
+import fcntl
+import json
+import os
+import shutil
+import signal
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from dispatcher.backends import Snapshot
+from dispatcher.backends.local_pod import LocalPod, write_json
+from dispatcher.backends.local_status import (
+    Action,
+    Finish,
+    Nothing,
+    Remove,
+    StartPod,
+    StopPods,
+    next_action,
+    terminated,
+)
+from dispatcher.errors import DispatcherError, JobConflictError, StaleJobError
+from dispatcher.job import Manifest, same_request, trainer_container
+
+_SHUTDOWN_SECONDS = 25.0
+
+
+class LocalBackend:
+    """The Backend of one machine; one process at a time owns the state folder.
+
+    Args:
+        slots: the GPUs as CUDA_VISIBLE_DEVICES names them, or `["cpu"]`.
+        first_backoff: before the first retry; Kubernetes has 10 s.
+        environment: the dispatcher's own; the trainer's settings come from it.
+
+    Raises:
+        DispatcherError: another dispatcher owns the state folder.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        models_dir: Path,
+        slots: list[str],
+        first_backoff: timedelta = timedelta(seconds=10),
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._jobs_dir = state_dir.resolve() / "jobs"
+        self._models_dir = models_dir.resolve()
+        self._slots = slots
+        self._first_backoff = first_backoff
+        self._environment = environment
+        self._lock = threading.RLock()
+        self._jobs: dict[str, Manifest] = {}
+        self._pods: dict[str, list[LocalPod]] = {}
+        self._stopping: set[str] = set()
+        self._changed: Callable[[str], None] = lambda _name: None
+        self._wake = threading.Event()
+        self._closed = False
+        self._log = structlog.get_logger("local")
+        self._jobs_dir.mkdir(parents=True, exist_ok=True)
+        self._owner = (state_dir / "lock").open("a")
+        try:
+            fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DispatcherError(
+                f"another dispatcher runs with LOCAL_STATE_DIR={state_dir}; stop it, or name another folder"
+            ) from error
+        self._load()
+
+    def create(self, job: Manifest) -> bool:
+        name = job["metadata"]["name"]
+        with self._lock:
+            existing = self._jobs.get(name)
+            if existing is not None:
+                if not same_request(existing, job):
+                    raise JobConflictError(
+                        f"task_id was used before for another request, whose Job is {name}"
+                    )
+                return False
+            stored = copy.deepcopy(job)
+            stored["metadata"] |= {
+                "uid": str(uuid.uuid4()),
+                "resourceVersion": "1",
+                "creationTimestamp": datetime.now(UTC).isoformat(),
+            }
+            stored["status"] = {}
+            (self._jobs_dir / name).mkdir(exist_ok=True)
+            self._jobs[name], self._pods[name] = stored, []
+            self._save(name)
+        self._touch(name)
+        return True
+
+    def snapshot(self, name: str) -> Snapshot | None:
+        with self._lock:
+            job = self._jobs.get(name)
+            if job is None:
+                return None
+            pods = tuple(copy.deepcopy(pod.pod) for pod in self._pods[name])
+            return Snapshot(copy.deepcopy(job), pods)
+
+    def names(self) -> list[str]:
+        with self._lock:
+            return list(self._jobs)
+
+    def patch(self, name: str, change: dict[str, Any], resource_version: str | None = None) -> None:
+        with self._lock:
+            job = self._jobs.get(name)
+            if job is None:
+                return
+            if resource_version and resource_version != job["metadata"]["resourceVersion"]:
+                raise StaleJobError(f"the Job {name} has changed meanwhile")
+            self._jobs[name] = _merged(job, change)
+            self._save(name)
+        self._touch(name)
+
+    def stop_pods(self, name: str) -> None:
+        with self._lock:
+            self._stop(name, "the training was cancelled")
+
+    def log_tail(self, pod: str, lines: int) -> str:
+        with self._lock:
+            found = [candidate for pods in self._pods.values() for candidate in pods if candidate.name == pod]
+        return found[0].log_tail(lines) if found else ""
+
+    def holds(self, model_path: str) -> bool:
+        path = Path(model_path)
+        return path.is_file() and path.stat().st_size > 0
+
+    def record_event(self, job: Manifest, reason: str, message: str, *, warning: bool = False) -> None:
+        log = self._log.warning if warning else self._log.info
+        log(message, reason=reason)
+
+    def synced(self) -> bool:
+        return True
+
+    def healthy(self) -> bool:
+        return True
+
+    def run(self, changed: Callable[[str], None], stop: threading.Event) -> None:
+        """Play the Job controller until stop is set; then interrupt what runs, to resume at the next start."""
+        self._changed = changed
+        for name in self.names():
+            changed(name)
+        watcher = threading.Thread(target=self._wake_on, args=(stop,), name="local-stop", daemon=True)
+        watcher.start()
+        while not stop.is_set():
+            self._wake.clear()
+            due = [self._sync(name) for name in sorted(self.names(), key=self._age)]
+            now = datetime.now(UTC)
+            waits = [max(0.0, (at - now).total_seconds()) for at in due if at]
+            self._wake.wait(min(waits, default=None))
+        self._shut_down()
+
+    def _wake_on(self, stop: threading.Event) -> None:
+        stop.wait()
+        self._wake.set()
+
+    def _sync(self, name: str) -> datetime | None:
+        """Do what is due for a Job; return when to look again, None for at its next change."""
+        with self._lock:
+            job = self._jobs.get(name)
+            if job is None:
+                return None
+            pods = [pod.pod for pod in self._pods[name]]
+            now = datetime.now(UTC)
+            try:
+                return self._carry_out(next_action(job, pods, now, self._first_backoff), name, job)
+            except OSError as error:
+                self._log.error("the Job's state cannot be written", job=name, error=str(error))
+                return now + timedelta(seconds=5)
+
+    def _carry_out(self, action: Action, name: str, job: Manifest) -> datetime | None:
+        match action:
+            case StartPod(at):
+                if at > datetime.now(UTC):
+                    return at
+                slots = self._free_slots(_gpus(job))
+                if slots:
+                    self._start(name, job, slots)
+                return None
+            case StopPods():
+                self._stop(name, "the Job was stopped")
+                return None
+            case Finish(conditions):
+                self._jobs[name] = _merged(job, {"status": {"conditions": conditions}})
+                self._save(name)
+                self._touch(name)
+                return datetime.now(UTC)
+            case Remove():
+                del self._jobs[name], self._pods[name]
+                shutil.rmtree(self._jobs_dir / name)
+                self._changed(name)
+                return None
+            case Nothing(at):
+                return at
+
+    def _start(self, name: str, job: Manifest, slots: list[str]) -> None:
+        pods = self._pods[name]
+        pod = LocalPod(self._jobs_dir / name / "pods" / f"{name}-{len(pods) + 1}")
+        pod.start(job, self._models_dir, slots, self._environment)
+        pods.append(pod)
+        self._log.info("training started", job=name, attempt=len(pods), log=str(pod.folder / "log"))
+        self._follow(name, pod)
+        self._touch(name)
+
+    def _follow(self, name: str, pod: LocalPod) -> None:
+        if terminated(pod.pod) is None:
+            threading.Thread(target=self._wait_for, args=(name, pod), name=pod.name, daemon=True).start()
+
+    def _wait_for(self, name: str, pod: LocalPod) -> None:
+        pod.wait()
+        with self._lock:
+            pod.take_down()
+            self._stopping.discard(pod.name)
+        self._touch(name)
+
+    def _stop(self, name: str, why: str) -> None:
+        """Ask the pods of a Job to end, and kill those that do not within their grace period."""
+        job = self._jobs[name]
+        grace = job["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
+        for pod in self._pods[name]:
+            if terminated(pod.pod) is None and pod.name not in self._stopping:
+                self._stopping.add(pod.name)
+                pod.interrupt(why)
+                killer = threading.Timer(grace, pod.signal, (signal.SIGKILL,))
+                killer.daemon = True
+                killer.start()
+
+    def _shut_down(self) -> None:
+        with self._lock:
+            self._closed = True
+            running = [pod for pods in self._pods.values() for pod in pods if terminated(pod.pod) is None]
+            for name in self._jobs:
+                self._stop(name, "the dispatcher was stopped")
+        deadline = datetime.now(UTC) + timedelta(seconds=_SHUTDOWN_SECONDS)
+        while any(terminated(pod.pod) is None for pod in running) and datetime.now(UTC) < deadline:
+            self._wake.clear()
+            self._wake.wait(0.5)
+        for pod in running:
+            pod.signal(signal.SIGKILL)
+
+    def _free_slots(self, wanted: int) -> list[str]:
+        if self._closed:
+            return []
+        taken = {
+            slot
+            for pods in self._pods.values()
+            for pod in pods
+            if terminated(pod.pod) is None
+            for slot in pod.slots
+        }
+        free = [slot for slot in self._slots if slot not in taken]
+        wanted = min(max(1, wanted), len(self._slots))
+        return free[:wanted] if len(free) >= wanted else []
+
+    def _touch(self, name: str) -> None:
+        self._wake.set()
+        self._changed(name)
+
+    def _age(self, name: str) -> str:
+        job = self._jobs.get(name)
+        return str(job["metadata"]["creationTimestamp"]) if job else ""
+
+    def _save(self, name: str) -> None:
+        job = self._jobs[name]
+        job["metadata"]["resourceVersion"] = str(int(job["metadata"]["resourceVersion"]) + 1)
+        write_json(self._jobs_dir / name / "job.json", job)
+
+    def _load(self) -> None:
+        for folder in sorted(self._jobs_dir.iterdir()):
+            if not (folder / "job.json").exists():
+                continue  # the create was cut off before it counted: its message comes again
+            self._jobs[folder.name] = json.loads((folder / "job.json").read_text())
+            attempts = sorted((folder / "pods").glob("*/pod.json"), key=lambda path: path.stat().st_ctime)
+            self._pods[folder.name] = [LocalPod.load(path.parent) for path in attempts]
+            for pod in self._pods[folder.name]:
+                self._follow(folder.name, pod)
+
+
+def _gpus(job: Manifest) -> int:
+    limits = trainer_container(job).get("resources", {}).get("limits", {})
+    return int(limits.get("nvidia.com/gpu", 1))
+
+
+def _merged(target: Any, change: Any) -> Any:
+    """Apply a JSON merge patch (RFC 7386) and return the result."""
+    if not isinstance(change, dict):
+        return copy.deepcopy(change)
+    result = dict(target) if isinstance(target, dict) else {}
+    for name, value in change.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            result[name] = _merged(result.get(name), value)
+    return result

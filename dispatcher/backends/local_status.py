@@ -1,0 +1,155 @@
+"""What the Job controller of Kubernetes would do next, for one machine. Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from job_contract import names
+
+Thing = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StartPod:
+    """Start a pod, not before `at`."""
+
+    at: datetime
+
+
+@dataclass(frozen=True)
+class StopPods:
+    """End the pods that run; what follows is decided when they have ended."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """Add these conditions: the Job is over."""
+
+    conditions: list[Thing]
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Forget a Job that nobody holds any more."""
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Nothing to do until the Job or a pod changes, or until `at`."""
+
+    at: datetime | None = None
+
+
+Action = StartPod | StopPods | Finish | Remove | Nothing
+
+
+def next_action(job: Thing, pods: Sequence[Thing], now: datetime, first_backoff: timedelta) -> Action:
+    """Return what is to be done for a Job.
+
+    The rules are those of batch/v1: podFailurePolicy, backoffLimit, a back-off of 10 s x 2^n up to 6
+    minutes, activeDeadlineSeconds, suspend, ttlSecondsAfterFinished. The one difference: the deadline
+    counts from the first pod's start and not from the Job's, since here Jobs queue for the GPU.
+    """
+    running = [pod for pod in pods if terminated(pod) is None]
+    finished_at = _finished_at(job)
+    if finished_at:
+        return _after_finish(job, finished_at, now)
+    if job["metadata"].get("deletionTimestamp"):
+        if running:
+            return StopPods()
+        return Remove() if not job["metadata"].get("finalizers") else Nothing()
+    deadline = _deadline(job, pods)
+    if deadline and now >= deadline:
+        if running:
+            return StopPods()
+        return Finish(_failed("DeadlineExceeded", "Job was active longer than specified deadline", now))
+    if running:
+        return StopPods() if job["spec"].get("suspend") else Nothing(deadline)
+    return _between_pods(job, pods, now, first_backoff)
+
+
+def _between_pods(job: Thing, pods: Sequence[Thing], now: datetime, first_backoff: timedelta) -> Action:
+    failures: list[Thing] = []
+    for pod in pods:
+        ended = terminated(pod) or {}
+        if ended.get("exitCode") == 0:
+            return Finish(
+                _conditions("SuccessCriteriaMet", "Complete", "CompletionsReached", "Reached expected", now)
+            )
+        action = _policy_action(job, pod, ended)
+        if action == "FailJob":
+            message = (
+                f"Container {names.CONTAINER_NAME} for pod {pod['metadata']['name']} failed with exit code "
+            )
+            return Finish(_failed("PodFailurePolicy", f"{message}{ended.get('exitCode')}", now))
+        if action == "Count":
+            failures.append(pod)
+    if len(failures) > job["spec"].get("backoffLimit", 6):
+        return Finish(_failed("BackoffLimitExceeded", "Job has reached the specified backoff limit", now))
+    if job["spec"].get("suspend"):
+        return Nothing()
+    return StartPod(_not_before(failures, now, first_backoff))
+
+
+def terminated(pod: Thing) -> Thing | None:
+    """Return the terminated state of a pod's container; None while it runs."""
+    statuses = pod["status"].get("containerStatuses") or [{}]
+    ended: Thing | None = statuses[0].get("state", {}).get("terminated")
+    return ended
+
+
+def _policy_action(job: Thing, pod: Thing, ended: Thing) -> str:
+    """Return FailJob, Ignore or Count: the first rule of podFailurePolicy that matches decides."""
+    for rule in job["spec"].get("podFailurePolicy", {}).get("rules", ()):
+        codes = rule.get("onExitCodes")
+        if codes and (ended.get("exitCode") in codes["values"]) == (codes["operator"] == "In"):
+            return str(rule["action"])
+        present = {(c["type"], c["status"]) for c in pod["status"].get("conditions") or ()}
+        if any((c["type"], c.get("status", "True")) in present for c in rule.get("onPodConditions") or ()):
+            return str(rule["action"])
+    return "Count"
+
+
+def _not_before(failures: Sequence[Thing], now: datetime, first_backoff: timedelta) -> datetime:
+    if not failures:
+        return now
+    last = max(datetime.fromisoformat((terminated(pod) or {})["finishedAt"]) for pod in failures)
+    return last + min(first_backoff * 2.0 ** (len(failures) - 1), timedelta(minutes=6))
+
+
+def _deadline(job: Thing, pods: Sequence[Thing]) -> datetime | None:
+    seconds = job["spec"].get("activeDeadlineSeconds")
+    if not pods or not seconds:
+        return None
+    started = min(datetime.fromisoformat(pod["metadata"]["creationTimestamp"]) for pod in pods)
+    return started + timedelta(seconds=seconds)
+
+
+def _finished_at(job: Thing) -> datetime | None:
+    for condition in job["status"].get("conditions") or ():
+        if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
+            return datetime.fromisoformat(condition["lastTransitionTime"])
+    return None
+
+
+def _after_finish(job: Thing, finished_at: datetime, now: datetime) -> Action:
+    seconds = job["spec"].get("ttlSecondsAfterFinished")
+    if seconds is None:
+        return Nothing()
+    expiry = finished_at + timedelta(seconds=seconds)
+    if now < expiry:
+        return Nothing(expiry)
+    return Remove() if not job["metadata"].get("finalizers") else Nothing()
+
+
+def _failed(reason: str, message: str, now: datetime) -> list[Thing]:
+    return _conditions("FailureTarget", "Failed", reason, message, now)
+
+
+def _conditions(first: str, last: str, reason: str, message: str, now: datetime) -> list[Thing]:
+    when = now.isoformat()
+    return [
+        {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": when}
+        for kind in (first, last)
+    ]

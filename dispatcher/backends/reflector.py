@@ -1,0 +1,187 @@
+"""A copy of one kind of object, kept fresh: list, then watch from there, list again when in doubt.
+
+The official client's own informer has no client-side timeout and no bookmarks, so a connection that
+goes silent blinds it for ever. Here every watch has a read timeout on this side, shorter than two of
+the server's bookmarks; silence, 410 and any error end in a new list.
+"""
+
+import json
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import structlog
+import urllib3
+from kubernetes.client import ApiException
+
+from dispatcher.retry import backoff_seconds
+
+Thing = dict[str, Any]
+
+
+class _GoneError(Exception):
+    """The version to watch from is no longer kept."""
+
+
+class Reflector:
+    """Mirrors what `call` lists; `snapshot` and `all` may be called from any thread.
+
+    Args:
+        call: the client's list method with its selector bound; takes the list and watch parameters.
+        slim: keeps of an object what is needed; ten thousand of them stay in memory.
+        changed: told of every object that was added, changed or removed, as it is or last was.
+        silence_seconds: a watch that brings nothing for so long counts as broken; the API server
+            sends a bookmark about once a minute.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        call: Callable[..., Any],
+        slim: Callable[[Thing], Thing],
+        changed: Callable[[Thing], None],
+        silence_seconds: float = 100.0,
+    ) -> None:
+        self._kind = kind
+        self._call = call
+        self._slim = slim
+        self._changed = changed
+        self._silence_seconds = silence_seconds
+        self._things: dict[str, Thing] = {}
+        self._lock = threading.Lock()
+        self._response: urllib3.HTTPResponse | None = None
+        self._last_contact = time.monotonic()
+        self.synced = threading.Event()
+        self._log = structlog.get_logger("reflector")
+
+    def get(self, name: str) -> Thing | None:
+        with self._lock:
+            return self._things.get(name)
+
+    def all(self) -> list[Thing]:
+        with self._lock:
+            return list(self._things.values())
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since the API server was last heard of."""
+        return time.monotonic() - self._last_contact
+
+    def close(self) -> None:
+        """End a watch that is under way; `run` returns once its stop event is set too."""
+        response = self._response
+        if response is not None:
+            try:
+                response.shutdown()
+            except (ValueError, OSError, RuntimeError) as error:
+                self._log.debug("the watch had ended already", error=str(error))
+
+    def run(self, stop: threading.Event) -> None:
+        attempt = 0
+        while not stop.is_set():
+            try:
+                version = self._list()
+                attempt = 0
+                while not stop.is_set():
+                    version = self._watch(version)
+            except _GoneError:
+                self._log.info("the watched version is gone, listing again", kind=self._kind)
+                stop.wait(backoff_seconds(1, first=0.1))
+            except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+                if stop.is_set():
+                    return
+                attempt += 1
+                delay = backoff_seconds(attempt, first=0.5, most=30)
+                self._log.warning(
+                    "watch broken, listing again",
+                    kind=self._kind,
+                    error=_brief(error),
+                    again_in=round(delay, 1),
+                )
+                stop.wait(delay)
+
+    def _list(self) -> str:
+        listed: dict[str, Thing] = {}
+        token, version = None, ""
+        while True:
+            response = self._call(
+                limit=500, _continue=token, _preload_content=False, _request_timeout=(5, 60)
+            )
+            page = json.loads(response.data)
+            for thing in page.get("items") or ():
+                listed[thing["metadata"]["name"]] = self._slim(thing)
+            version, token = page["metadata"]["resourceVersion"], page["metadata"].get("continue")
+            if not token:
+                break
+        self._last_contact = time.monotonic()
+        with self._lock:
+            before, self._things = self._things, listed
+        for name, thing in listed.items():
+            old = before.pop(name, None)
+            if old is None or _version(old) != _version(thing):
+                self._changed(thing)
+        for removed in before.values():
+            self._changed(removed)
+        self.synced.set()
+        return str(version)
+
+    def _watch(self, version: str) -> str:
+        """Follow the changes since a version until the server ends the stream; return the last version."""
+        try:
+            response = self._call(
+                watch=True,
+                resource_version=version,
+                allow_watch_bookmarks=True,
+                timeout_seconds=random.randint(240, 300),  # noqa: S311 - spreads reconnects, guards nothing
+                _preload_content=False,
+                _request_timeout=(5, self._silence_seconds),
+            )
+        except ApiException as error:
+            if error.status == 410:
+                raise _GoneError from error
+            raise
+        self._response = response
+        try:
+            for event in _events(response):
+                self._last_contact = time.monotonic()
+                version = self._apply(event, version)
+        finally:
+            self._response = None
+            response.release_conn()
+        return version
+
+    def _apply(self, event: Thing, version: str) -> str:
+        kind, thing = event["type"], event["object"]
+        if kind == "ERROR":
+            if thing.get("code") == 410:
+                raise _GoneError
+            raise ValueError(f"the watch ended: {thing.get('message')}")
+        if kind != "BOOKMARK":
+            name, slim = thing["metadata"]["name"], self._slim(thing)
+            with self._lock:
+                if kind == "DELETED":
+                    self._things.pop(name, None)
+                else:
+                    self._things[name] = slim
+            self._changed(slim)
+        return _version(thing)
+
+
+def _events(response: urllib3.HTTPResponse) -> Iterator[Thing]:
+    rest = b""
+    for chunk in response.stream(amt=None, decode_content=True):
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            if line.strip():
+                yield json.loads(line)
+
+
+def _version(thing: Thing) -> str:
+    return str(thing["metadata"]["resourceVersion"])
+
+
+def _brief(error: Exception) -> str:
+    """Name an API error without its headers and body, which may hold secrets."""
+    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)

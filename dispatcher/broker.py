@@ -1,0 +1,239 @@
+"""The RabbitMQ edge: consume with manual acks, dead-letter with confirms, reconnect for ever.
+
+One thread owns the connection, and so heartbeats never wait for a handler: handlers run on a pool,
+and what they decide is carried out back on that thread. Nothing is held unacked for long: when there
+is no room for Jobs the consumer is cancelled and what was delivered goes back to the queue.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+import pika
+import structlog
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+from pika.exceptions import AMQPError
+
+from dispatcher.errors import BrokerUnavailableError
+from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect, error_text
+from dispatcher.retry import backoff_seconds
+
+_DRAIN_SECONDS: Final = 8.0
+
+
+@dataclass(frozen=True)
+class Ack:
+    """The message's Job exists."""
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """The message goes to the dead letters; `notice`, if any, to the queue of notices to send."""
+
+    reason: str
+    notice: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Postpone:
+    """No room now: the message goes back and consumption stops for a while."""
+
+    seconds: float
+    reason: str
+
+
+Verdict = Ack | Refuse | Postpone
+
+
+class Broker:
+    """Consumes the work queue and the queue of notices until told to stop.
+
+    Args:
+        handle: body and message_id to a Verdict; called on several threads.
+        send_notice: a notice's body to the seconds after which to try again, or None when it is done.
+        handlers: how many messages are handled at once.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        queues: Queues,
+        handle: Callable[[bytes, str | None], Verdict],
+        send_notice: Callable[[bytes], float | None],
+        handlers: int = 8,
+    ) -> None:
+        self._url = url
+        self._queues = queues
+        self._handle = handle
+        self._send_notice = send_notice
+        self._handlers = handlers
+        self._consuming: _Consumption | None = None
+        self._log = structlog.get_logger("broker")
+
+    def run(self, stop: threading.Event) -> None:
+        """Stay connected and consume until stop is set; then let what is under way end."""
+        attempt = 0
+        with ThreadPoolExecutor(self._handlers, thread_name_prefix="intake") as pool:
+            while not stop.is_set():
+                connected_at = time.monotonic()
+                try:
+                    self._run_connected(pool, stop)
+                except (BrokerUnavailableError, AMQPError, OSError) as error:
+                    # A connection that held for a while starts the back-off afresh.
+                    attempt = 1 if time.monotonic() - connected_at > 60 else attempt + 1
+                    delay = backoff_seconds(attempt, first=0.5, most=30)
+                    self._log.warning(
+                        "RabbitMQ connection lost", error=error_text(error), again_in=round(delay, 1)
+                    )
+                    stop.wait(delay)
+                finally:
+                    self._consuming = None
+
+    @property
+    def connected(self) -> bool:
+        return self._consuming is not None
+
+    def resume(self) -> None:
+        """There may be room again: consume now if consumption had stopped. Callable from any thread."""
+        consuming = self._consuming
+        if consuming:
+            consuming.resume_soon()
+
+    def _run_connected(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
+        connection = connect(self._url)
+        try:
+            consumption = _Consumption(connection, self._queues, pool, self._handle, self._send_notice)
+            self._consuming = consumption
+            self._log.info("consuming", queue=self._queues.work)
+            consumption.run(stop)
+        finally:
+            if connection.is_open:
+                connection.close()
+
+
+class _Consumption:
+    """One connection's worth of consuming; all methods but resume_soon run on its thread."""
+
+    def __init__(
+        self,
+        connection: BlockingConnection,
+        queues: Queues,
+        pool: ThreadPoolExecutor,
+        handle: Callable[[bytes, str | None], Verdict],
+        send_notice: Callable[[bytes], float | None],
+    ) -> None:
+        self._connection = connection
+        self._queues = queues
+        self._pool = pool
+        self._handle = handle
+        self._send_notice = send_notice
+        self._under_way = 0
+        self._consumer: str | None = None
+        self._resume_at = 0.0
+        self._log = structlog.get_logger("broker")
+
+        self._work = connection.channel()
+        self._work.basic_qos(prefetch_count=32)
+        self._work.add_on_cancel_callback(self._cancelled)
+        self._notices = connection.channel()
+        self._notices.basic_qos(prefetch_count=16)
+        self._publishing = connection.channel()
+        self._publishing.confirm_delivery()
+        queues.declare(self._work)
+        self._notices.basic_consume(queues.notices, self._on_notice)
+
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            if self._consumer is None and time.monotonic() >= self._resume_at:
+                self._queues.declare(self._work)
+                self._consumer = self._work.basic_consume(self._queues.work, self._on_message)
+            self._connection.process_data_events(time_limit=0.5)
+        self._stop_consuming()
+        deadline = time.monotonic() + _DRAIN_SECONDS
+        while self._under_way and time.monotonic() < deadline:
+            self._connection.process_data_events(time_limit=0.1)
+
+    def resume_soon(self) -> None:
+        self._resume_at = 0.0
+
+    def _on_message(self, _channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
+        if self._consumer is None:  # delivered before the cancellation took effect
+            self._work.basic_nack(method.delivery_tag, requeue=True)
+            return
+        self._under_way += 1
+        future = self._pool.submit(self._handle, body, properties.message_id)
+        future.add_done_callback(partial(self._back_here, partial(self._settle, method, properties, body)))
+
+    def _on_notice(self, channel: BlockingChannel, method: Any, _properties: Any, body: bytes) -> None:
+        self._under_way += 1
+        future = self._pool.submit(self._send_notice, body)
+        future.add_done_callback(partial(self._back_here, partial(self._settle_notice, channel, method)))
+
+    def _back_here(self, settle: Callable[[Future[Any]], None], future: Future[Any]) -> None:
+        """Carry on with a handler's result on the connection's thread, if that still lives."""
+        try:
+            self._connection.add_callback_threadsafe(partial(settle, future))
+        except AMQPError as error:
+            # The message was not acked, so RabbitMQ delivers it again; its Job exists at most once.
+            self._log.info("the connection went before the ack", error=error_text(error))
+
+    def _settle(self, method: Any, properties: Any, body: bytes, future: Future[Verdict]) -> None:
+        self._under_way -= 1
+        error = future.exception()
+        verdict = Postpone(5.0, f"unexpected: {error_text(error)}") if error else future.result()
+        if error:
+            self._log.error("a message could not be handled", exc_info=error)
+        match verdict:
+            case Ack():
+                self._work.basic_ack(method.delivery_tag)
+            case Refuse(reason, notice):
+                self._publish_refusal(properties, body, reason, notice)
+                self._work.basic_ack(method.delivery_tag)
+            case Postpone(seconds, reason):
+                self._work.basic_nack(method.delivery_tag, requeue=True)
+                if self._consumer is not None:
+                    self._log.info("consumption stops for a while", reason=reason, seconds=round(seconds, 1))
+                self._stop_consuming()
+                self._resume_at = time.monotonic() + seconds
+
+    def _settle_notice(self, channel: BlockingChannel, method: Any, future: Future[float | None]) -> None:
+        self._under_way -= 1
+        error = future.exception()
+        if error:
+            self._log.error("a notice could not be sent", exc_info=error)
+        again_in = 60.0 if error else future.result()
+        if again_in is None:
+            channel.basic_ack(method.delivery_tag)
+        else:
+            self._connection.call_later(
+                again_in, partial(channel.basic_nack, method.delivery_tag, requeue=True)
+            )
+
+    def _publish_refusal(self, properties: Any, body: bytes, reason: str, notice: bytes | None) -> None:
+        """Publish with confirms, the dead letter first; any failure raises, and then nothing is acked."""
+        headers = dict(properties.headers or {})
+        headers[REASON_HEADER] = reason[:2000]
+        headers[REFUSED_AT_HEADER] = datetime.now(UTC).isoformat(timespec="seconds")
+        properties.headers = headers
+        properties.delivery_mode = pika.DeliveryMode.Persistent.value
+        properties.expiration = None  # a dead letter waits for a person
+        self._publishing.basic_publish("", self._queues.dead, body, properties, mandatory=True)
+        if notice:
+            persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent.value)
+            self._publishing.basic_publish("", self._queues.notices, notice, persistent, mandatory=True)
+
+    def _stop_consuming(self) -> None:
+        if self._consumer is not None:
+            consumer, self._consumer = self._consumer, None
+            self._work.basic_cancel(consumer)
+
+    def _cancelled(self, _frame: Any) -> None:
+        """The server cancelled the consumer: the queue was deleted, say. Declare it and go on."""
+        self._log.warning("RabbitMQ cancelled the consumer", queue=self._queues.work)
+        self._consumer = None
+        self._resume_at = time.monotonic() + 1.0

@@ -1,0 +1,172 @@
+"""A message becomes a Job: parse, check, make room, create. What came of it decides the ack."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from dispatcher import report
+from dispatcher.allowed_hosts import AllowedHosts
+from dispatcher.backends import Backend
+from dispatcher.broker import Ack, Postpone, Refuse, Verdict
+from dispatcher.errors import (
+    BackendBusyError,
+    BackendUnavailableError,
+    JobConflictError,
+    JobRefusedError,
+    RefusedMessageError,
+    Sender,
+)
+from dispatcher.job import JobOptions, Manifest, build_job
+from dispatcher.message import parse_message
+from dispatcher.retry import backoff_seconds
+from dispatcher.style_lanes import StyleLanes, hold
+from dispatcher.webhook import Delivered, TryAgain, Webhook
+from job_contract.outcome import FailureCode, TrainingFailure
+from job_contract.redaction import redact
+from job_contract.request import TrainingRequest
+
+
+@dataclass(frozen=True)
+class IntakeOptions:
+    backend_url: str | None = None
+    max_active_jobs: int = 0
+    """0 for no limit."""
+
+
+class Intake:
+    """Handles messages on several threads at once."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        lanes: StyleLanes,
+        template: Manifest,
+        job_options: JobOptions,
+        allowed_hosts: AllowedHosts,
+        options: IntakeOptions,
+        changed: Callable[[str], None],
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._backend = backend
+        self._styles = lanes
+        self._template = template
+        self._job_options = job_options
+        self._allowed_hosts = allowed_hosts
+        self._options = options
+        self._changed = changed  # the relay then sees whether the Job is there, and its place in the style
+        self._clock_ns = clock_ns
+        self._failures = 0
+        self._room = threading.Lock()
+        self._log = structlog.get_logger("intake")
+
+    def handle(self, body: bytes, message_id: str | None) -> Verdict:
+        """Return what becomes of a message, once that has been made sure of."""
+        structlog.contextvars.clear_contextvars()
+        try:
+            request = parse_message(body, message_id)
+            self._check_url(request)
+            return self._create(request)
+        except RefusedMessageError as error:
+            return self._refuse(str(error), error.sender)
+
+    def _check_url(self, request: TrainingRequest) -> None:
+        sender = Sender(request.style_id, request.task_id)
+        if request.webhook_url:
+            refusal = self._allowed_hosts.refusal(request.webhook_url)
+            if refusal:
+                raise RefusedMessageError(f"webhook_url {refusal}", sender)
+        elif not self._options.backend_url:
+            raise RefusedMessageError("webhook_url is missing, and BACKEND_URL is not set", sender)
+
+    def _create(self, request: TrainingRequest) -> Verdict:
+        job = build_job(request, self._template, self._job_options)
+        name = job["metadata"]["name"]
+        structlog.contextvars.bind_contextvars(style=request.style_id, task=request.task_id, job=name)
+        accepted = self._clock_ns()
+        with self._room:
+            if self._is_full(name):
+                return Postpone(5.0, f"MAX_ACTIVE_JOBS={self._options.max_active_jobs} Jobs are active")
+            free = self._styles.enter(job, accepted)
+        if not free and not self._job_options.kueue_queue:
+            hold(job, accepted)
+        try:
+            created = self._backend.create(job)
+        except (JobRefusedError, JobConflictError) as error:
+            self._changed(name)
+            raise RefusedMessageError(str(error), _sender(request)) from error
+        except BackendUnavailableError as error:
+            self._changed(name)
+            self._failures += 1
+            seconds = backoff_seconds(self._failures, first=1, most=60, at_least=error.retry_after)
+            level = "full" if isinstance(error, BackendBusyError) else "unavailable"
+            return Postpone(seconds, f"the backend of Jobs is {level}: {error}")
+        self._failures = 0
+        if created:
+            self._log.info("Job created", images=len(request.image_paths), waits_for_style=not free)
+        else:
+            self._changed(name)
+            self._log.info("the Job of this message exists already")
+        return Ack()
+
+    def _is_full(self, name: str) -> bool:
+        limit = self._options.max_active_jobs
+        return 0 < limit <= self._styles.count() and self._backend.snapshot(name) is None
+
+    def _refuse(self, reason: str, sender: Sender) -> Refuse:
+        self._log.warning(
+            "message refused", style=sender.style_id, task=sender.task_id, reason=redact(reason)
+        )
+        url = sender.webhook_url
+        if url is None or self._allowed_hosts.refusal(url):
+            url = report.default_url(self._options.backend_url, sender.style_id)
+        if url is None or sender.style_id is None:
+            return Refuse(reason)
+        failure = TrainingFailure(
+            failure_code=FailureCode.INVALID_REQUEST,
+            failure_reason=f"The training request was refused: {reason}. Correct it and send it again.",
+        )
+        payload = report.failed(sender.style_id, sender.task_id, failure)
+        delivery_id = f"msg_{sender.task_id}_refused"
+        return Refuse(reason, json.dumps({"url": url, "payload": payload, "id": delivery_id}).encode())
+
+
+class Notices:
+    """Tells the backend of refused messages; RabbitMQ keeps a notice until it is delivered."""
+
+    def __init__(
+        self, webhook: Webhook, first_retry_seconds: float = 1.0, most_retry_seconds: float = 300.0
+    ) -> None:
+        self._webhook = webhook
+        self._first_retry_seconds = first_retry_seconds
+        self._most_retry_seconds = most_retry_seconds
+        self._attempts: dict[str, int] = {}
+        self._log = structlog.get_logger("notices")
+
+    def send(self, body: bytes) -> float | None:
+        """Make one attempt; return the seconds until the next, None when none is needed."""
+        notice = json.loads(body)
+        answer = self._webhook.patch(notice["url"], notice["payload"], notice["id"])
+        if isinstance(answer, TryAgain):
+            attempt = self._attempts[notice["id"]] = self._attempts.get(notice["id"], 0) + 1
+            self._log.warning("refusal not delivered", error=answer.reason)
+            return backoff_seconds(
+                attempt,
+                first=self._first_retry_seconds,
+                most=self._most_retry_seconds,
+                at_least=answer.retry_after,
+            )
+        self._attempts.pop(notice["id"], None)
+        if isinstance(answer, Delivered):
+            self._log.info("refusal delivered", style=notice["payload"]["style_id"])
+        else:
+            self._log.error("refusal not accepted", style=notice["payload"]["style_id"], reason=answer.reason)
+        return None
+
+
+def _sender(request: TrainingRequest) -> Sender:
+    return Sender(request.style_id, request.task_id, request.webhook_url)

@@ -1,0 +1,114 @@
+"""The queues and what people do with them by hand: publish a request, put dead letters back."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import pika
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+from pika.exceptions import AMQPError
+
+from dispatcher.errors import BrokerUnavailableError
+from job_contract.redaction import redact
+
+REASON_HEADER: Final = "x-refusal-reason"
+REFUSED_AT_HEADER: Final = "x-refused-at"
+
+
+@dataclass(frozen=True)
+class Queues:
+    """The queues that belong to one work queue; all are declared plain durable."""
+
+    work: str
+
+    @property
+    def dead(self) -> str:
+        return f"{self.work}.dead"
+
+    @property
+    def notices(self) -> str:
+        """Refusals that the backend has not been told of yet."""
+        return f"{self.work}.notices"
+
+    def declare(self, channel: BlockingChannel) -> None:
+        for queue in (self.work, self.dead, self.notices):
+            # Exactly as publishers declare it: other arguments are a 406 that breaks them.
+            channel.queue_declare(queue, durable=True)
+
+
+def connect(url: str) -> BlockingConnection:
+    """Open a connection.
+
+    Raises:
+        BrokerUnavailableError: with a sentence that names AMQP_URL.
+    """
+    try:
+        parameters = pika.URLParameters(url)
+        parameters.heartbeat = 30
+        parameters.blocked_connection_timeout = 60
+        parameters.socket_timeout = parameters.stack_timeout = 15
+        return pika.BlockingConnection(parameters)
+    except (AMQPError, OSError, ValueError) as error:
+        raise BrokerUnavailableError(
+            f"RabbitMQ at AMQP_URL cannot be reached: {error_text(error)}"
+        ) from error
+
+
+def publish(url: str, queue: str, body: bytes, message_id: str | None = None) -> None:
+    """Publish one persistent message, confirmed.
+
+    Raises:
+        BrokerUnavailableError: the message is not safely in the queue.
+    """
+    connection = connect(url)
+    try:
+        channel = connection.channel()
+        channel.queue_declare(queue, durable=True)
+        channel.confirm_delivery()
+        properties = pika.BasicProperties(
+            content_type="application/json",
+            delivery_mode=pika.DeliveryMode.Persistent.value,
+            message_id=message_id,
+        )
+        channel.basic_publish("", queue, body, properties, mandatory=True)
+    except AMQPError as error:
+        raise BrokerUnavailableError(f"RabbitMQ did not take the message: {error_text(error)}") from error
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
+def redrive(url: str, queues: Queues) -> int:
+    """Put the dead letters that are there now back to the work queue; return how many.
+
+    Each is published and confirmed before it leaves the dead letters, so none is lost; a crash
+    between the two leaves one in both, and its Job is still made once.
+    """
+    connection = connect(url)
+    moved = 0
+    try:
+        channel = connection.channel()
+        queues.declare(channel)
+        channel.confirm_delivery()
+        waiting = channel.queue_declare(queues.dead, durable=True, passive=True).method.message_count
+        for _ in range(waiting):
+            method, properties, body = channel.basic_get(queues.dead)
+            if method is None or properties is None or body is None:
+                break
+            for header in (REASON_HEADER, REFUSED_AT_HEADER):
+                (properties.headers or {}).pop(header, None)
+            channel.basic_publish("", queues.work, body, properties, mandatory=True)
+            channel.basic_ack(method.delivery_tag)
+            moved += 1
+    except AMQPError as error:
+        raise BrokerUnavailableError(
+            f"{moved} dead letters moved, then RabbitMQ failed: {error_text(error)}"
+        ) from error
+    finally:
+        if connection.is_open:
+            connection.close()
+    return moved
+
+
+def error_text(error: BaseException | None) -> str:
+    """Return what an error says, fit for a log; many of pika's say nothing but their name."""
+    return redact(str(error) or repr(error))

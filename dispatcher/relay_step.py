@@ -1,0 +1,119 @@
+"""What is due for a Job: what the API server says now against what its annotations say was told.
+
+Pure. `next_step` is asked again after every step, after every change and after every restart, so no
+status depends on a process having been alive at the right moment.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Final
+
+from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase
+from dispatcher.style_lanes import waits
+from job_contract import names
+from job_contract.outcome import FailureCode, TrainingFailure
+
+PROCESSING_ANNOTATION: Final = "lora-trainer.io/relayed-processing"
+TERMINAL_ANNOTATION: Final = "lora-trainer.io/relayed-terminal"
+"""What was told and when: `completed 2026-11-24T08:00:00+00:00`. Remove it and it is told again."""
+PARKED_ANNOTATION: Final = "lora-trainer.io/parked"
+"""Why the backend refused a status for good, and which."""
+
+
+class Notice(StrEnum):
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+    @property
+    def stage(self) -> str:
+        """What the id of its delivery is made of: a Job has one end, whichever it is."""
+        return "processing" if self is Notice.PROCESSING else "terminal"
+
+
+@dataclass(frozen=True)
+class Adopt:
+    """Put the finalizer on a Job that somebody else created."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Release a Job that waited for its style."""
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """Write down, before anything follows from it, why the training ends here."""
+
+    failure: TrainingFailure
+
+
+@dataclass(frozen=True)
+class Tell:
+    notice: Notice
+
+
+@dataclass(frozen=True)
+class TellProgress:
+    pod: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """Remove the finalizer: all is told."""
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Nothing is due until the Job changes, or until `seconds` have passed."""
+
+    seconds: float | None = None
+
+
+Step = Adopt | Start | GiveUp | Tell | TellProgress | Release | Wait
+
+
+def next_step(
+    job: dict[str, Any],
+    diagnosis: Diagnosis,
+    *,
+    now: datetime,
+    grace: timedelta,
+    is_next_of_style: bool,
+) -> Step:
+    """Return the one step that is due.
+
+    Args:
+        grace: how long a pod may be unable to start before its Job is given up.
+        is_next_of_style: no unfinished Job of the same style came before this one.
+    """
+    metadata = job["metadata"]
+    annotations = metadata.get("annotations") or {}
+    held = names.FINALIZER in (metadata.get("finalizers") or ())
+    deleting = bool(metadata.get("deletionTimestamp"))
+    told = TERMINAL_ANNOTATION in annotations
+
+    if told:
+        return Release() if held else Wait()
+    if deleting and not held:
+        return Wait()  # it is going, and was never ours to hold
+    if not held:
+        return Adopt()
+    cancelled = diagnosis.failure and diagnosis.failure.failure_code is FailureCode.JOB_DELETED
+    if diagnosis.failure and cancelled and VERDICT_ANNOTATION not in annotations:
+        return GiveUp(diagnosis.failure)
+    if diagnosis.started and PROCESSING_ANNOTATION not in annotations:
+        return Tell(Notice.PROCESSING)
+    if diagnosis.phase is Phase.COMPLETED:
+        return Tell(Notice.COMPLETED)
+    if diagnosis.phase is Phase.FAILED:
+        return Tell(Notice.FAILED)
+    if diagnosis.phase is Phase.RUNNING and diagnosis.running_pod:
+        return TellProgress(diagnosis.running_pod)
+    if waits(job) and is_next_of_style:
+        return Start()
+    if diagnosis.stuck and VERDICT_ANNOTATION not in annotations:
+        remaining = (diagnosis.stuck.since + grace - now).total_seconds()
+        return Wait(remaining) if remaining > 0 else GiveUp(diagnosis.stuck.failure)
+    return Wait()
