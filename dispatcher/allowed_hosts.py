@@ -2,9 +2,12 @@
 
 import ipaddress
 from collections.abc import Iterable
+from typing import Final
 from urllib.parse import urlsplit
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class AllowedHosts:
@@ -41,6 +44,9 @@ class AllowedHosts:
             return "must be an http or https URL"
         if parts.username or parts.password:
             return "must not hold a user name or password"
+        if "\\" in url:
+            return "must not hold a backslash"  # the HTTP client takes it for the end of the host
+        port = port or _DEFAULT_PORTS[parts.scheme]
         if self._vouched(host, port) or self._matches_pattern(host) or self._in_networks(host):
             return None
         return f"names the host {host}, which is not in WEBHOOK_ALLOWED_HOSTS"
@@ -56,11 +62,11 @@ class AllowedHosts:
             return None
         if ip.is_link_local or ip.is_multicast or ip.is_unspecified:
             return f"{host} is at {ip}, which no webhook may reach"
-        if self._vouched(host.lower(), port) or ip.is_global:
+        if self._vouched(host.lower().rstrip("."), port) or ip.is_global:
             return None
         return f"{host} is at the private address {ip}; name the host itself in WEBHOOK_ALLOWED_HOSTS"
 
-    def _vouched(self, host: str, port: int | None) -> bool:
+    def _vouched(self, host: str, port: int) -> bool:
         bracketed = f"[{host}]" if ":" in host else host
         return host in self._names or f"{bracketed}:{port}" in self._names
 

@@ -22,6 +22,8 @@ follows from it, so that what was once told stays true."""
 
 _PULL_REASONS: Final = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
 _CONFIG_REASONS: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
+_NO_DEVICE_REASONS: Final = ("UnexpectedAdmissionError", "OutOf")
+"""A kubelet that has no healthy GPU, or none left, for a pod that the scheduler sent it."""
 _VOLUME_HINTS: Final = ("persistentvolumeclaim", "unbound immediate", "volume")
 
 
@@ -170,7 +172,8 @@ def _failure_of_container(pod: dict[str, Any], ended: dict[str, Any]) -> Trainin
             failure_reason="The trainer used more memory than its container may; "
             "raise the memory limit of the training Job, or use a smaller batch_size.",
         )
-    if _disrupted(pod) and (code == ExitCode.INTERRUPTED or message is None):
+    taken_away = _disrupted(pod) or pod["status"].get("reason") == "Evicted"
+    if taken_away and (code == ExitCode.INTERRUPTED or message is None):
         return _failure_of_pod(pod)
     if isinstance(message, TrainingFailure):
         return message
@@ -196,6 +199,12 @@ def _failure_of_pod(pod: dict[str, Any]) -> TrainingFailure:
     status = pod.get("status", {})
     disruption = _disrupted(pod) or {}
     why = disruption.get("message") or status.get("message") or status.get("reason") or "no reason was given"
+    if (status.get("reason") or "").startswith(_NO_DEVICE_REASONS):
+        return TrainingFailure(
+            failure_code=FailureCode.GPU_UNAVAILABLE,
+            failure_reason=f"The node could not give the training its GPU ({_short(why)}); "
+            "look at the node's device plugin, then send the request again.",
+        )
     return TrainingFailure(
         failure_code=FailureCode.EVICTED,
         failure_reason=f"The node took the training's pod away ({_short(why)}); "
@@ -209,7 +218,8 @@ def _stuck(pods: Sequence[dict[str, Any]]) -> Stuck | None:
     pod = pods[-1]
     waiting = _container(pod).get("state", {}).get("waiting") or {}
     reason, message = waiting.get("reason"), waiting.get("message") or ""
-    since = _time(pod["metadata"].get("creationTimestamp"))
+    # Once it has a node: before that, an autoscaler may have taken its time.
+    since = _time(pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp"))
     if reason in _PULL_REASONS:
         image = _container(pod).get("image") or "the trainer's image"
         return _stuck_with(

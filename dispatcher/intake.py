@@ -149,6 +149,7 @@ class Notices:
 
     def send(self, body: bytes) -> float | None:
         """Make one attempt; return the seconds until the next, None when none is needed."""
+        structlog.contextvars.clear_contextvars()
         notice = json.loads(body)
         answer = self._webhook.patch(notice["url"], notice["payload"], notice["id"])
         if isinstance(answer, TryAgain):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from pydantic import ValidationError
 
 from job_contract import names
 from job_contract.request import TrainingRequest
@@ -42,16 +43,18 @@ def load_template(path: Path | None) -> Manifest:
     """Read the Job template: the file, or the one that ships with the dispatcher.
 
     Raises:
-        ValueError: the file holds no Job with a container named `trainer`.
+        ValueError: the file cannot be read, or holds no Job with a container named `trainer`.
     """
-    text = (
-        path.read_text() if path else resources.files("dispatcher").joinpath("job_template.yaml").read_text()
-    )
-    template = yaml.safe_load(text)
+    source = path or resources.files("dispatcher").joinpath("job_template.yaml")
     try:
+        template = yaml.safe_load(source.read_text())
         trainer_container(template)
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"JOB_TEMPLATE {path} cannot be read: {error}") from error
     except (KeyError, TypeError, StopIteration) as error:
-        raise ValueError(f"{path}: no Job with a container named {names.CONTAINER_NAME}") from error
+        raise ValueError(
+            f"JOB_TEMPLATE {path} holds no Job with a container named {names.CONTAINER_NAME}"
+        ) from error
     return dict(template)
 
 
@@ -128,10 +131,15 @@ def _apply(job: Manifest, options: JobOptions) -> None:
 
 
 def request_of(job: Manifest) -> TrainingRequest | None:
-    """Return the request that a Job carries; None for a rerun by hand, which has a style id only."""
+    """Return the request that a Job carries; None for a rerun by hand, which has a style id only.
+
+    A text that is no request counts as none: the trainer says so, and the Job is relayed all the same.
+    """
     annotations = job["spec"]["template"].get("metadata", {}).get("annotations") or {}
-    text = annotations.get(names.REQUEST_ANNOTATION)
-    return TrainingRequest.model_validate_json(text) if text else None
+    try:
+        return TrainingRequest.model_validate_json(annotations.get(names.REQUEST_ANNOTATION) or "")
+    except ValidationError:
+        return None
 
 
 def style_of(job: Manifest) -> int | str | None:

@@ -36,8 +36,9 @@ def parse_message(body: bytes, message_id: str | None = None) -> TrainingRequest
     sender = _sender(fields)
     if payload.get("type") not in (None, MESSAGE_TYPE):
         raise RefusedMessageError(f"type must be {MESSAGE_TYPE}", sender)
-    if not isinstance(payload.get("data", {}), dict):
-        raise RefusedMessageError("data must be an object", sender)
+    for name, holder in (("data", payload), ("parameters", fields)):
+        if not isinstance(holder.get(name) or {}, dict):
+            raise RefusedMessageError(f"{name} must be an object", sender)
     try:
         request = TrainingRequest.model_validate(fields)
     except ValidationError as error:
@@ -79,7 +80,8 @@ def _flatten(payload: dict[str, Any], identity: str) -> dict[str, Any]:
     parameters = fields.get("parameters")
     if isinstance(parameters, dict):
         for theirs, ours in _PARAMETERS.items():
-            fields.setdefault(ours, parameters.get(theirs))
+            if fields.get(ours) is None:
+                fields[ours] = parameters.get(theirs)
     if fields.get("image_paths") is None:
         fields["image_paths"] = fields.get("images")
     if fields.get("webhook_url") is None:

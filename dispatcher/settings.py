@@ -20,7 +20,7 @@ class DispatcherSettings(EnvironmentSettings):
     """The queue of requests; its dead letters are in `{queue}.dead`."""
 
     backend_url: str | None = None
-    """The backend; a message without webhook_url is reported to {BACKEND_URL}/api/models/{style_id}/status."""
+    """The backend: a message without webhook_url goes to {BACKEND_URL}/api/models/{style_id}/status."""
     backend_token: SecretStr | None = None
     """Sent with every PATCH as `Authorization: Bearer ...`."""
     webhook_secret: SecretStr | None = None
@@ -68,10 +68,10 @@ class DispatcherSettings(EnvironmentSettings):
     """priorityClassName of the training pods."""
     kueue_queue: str | None = None
     """A Kueue LocalQueue: Jobs get its label, and Kueue decides when they start."""
-    trainer_env: dict[str, str] = {}
+    trainer_env: dict[str, str] = Field(default_factory=dict)
     """Variables for the trainer's container, as a JSON object: {"BASE_MODEL": "...", "S3_BUCKET": "..."}."""
     start_grace_seconds: Positive = 600.0
-    """For so long a pod may fail to start (image pull, no node, missing secret) before its Job is given up."""
+    """For so long a pod may be unable to start (image, node, secret) before its Job is given up."""
 
     models_dir: Path = Path("/models")
     """Local backend: the folder of the models."""

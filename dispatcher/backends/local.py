@@ -140,7 +140,7 @@ class LocalBackend:
         return path.is_file() and path.stat().st_size > 0
 
     def record_event(self, job: Manifest, reason: str, message: str, *, warning: bool = False) -> None:
-        log = self._log.warning if warning else self._log.info
+        log = self._log.warning if warning else self._log.debug
         log(message, reason=reason)
 
     def synced(self) -> bool:
@@ -150,7 +150,7 @@ class LocalBackend:
         return True
 
     def run(self, changed: Callable[[str], None], stop: threading.Event) -> None:
-        """Play the Job controller until stop is set; then interrupt what runs, to resume at the next start."""
+        """Play the Job controller until stop is set; then interrupt what runs: it resumes next time."""
         self._changed = changed
         for name in self.names():
             changed(name)

@@ -170,6 +170,8 @@ class LocalPod:
             folder = self.folder / "volumes" / mount["name"]
             if "persistentVolumeClaim" in volume and mount["mountPath"] == names.MODELS_MOUNT_DIR:
                 folder = models_dir
+            elif "emptyDir" in volume and Path(mount["mountPath"]).exists():
+                continue  # this machine has such a scratch folder too, /tmp say
             elif not {"downwardAPI", "emptyDir"} & set(volume):
                 continue
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,58 @@
+# `make help` lists the targets. Each sets up what it needs: the virtual environment, RabbitMQ.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+BASE_MODEL ?=
+PYTEST_ARGS ?=
+
+.PHONY: help demo test lint format unit test-cluster bench-trainer bench-dispatcher images k8s lock clean rabbitmq
+.DEFAULT_GOAL := help
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+demo: $(READY) rabbitmq ## Train a style end to end on this machine (BASE_MODEL=... for a real base)
+	@BASE_MODEL="$(BASE_MODEL)" exec $(BIN)/python -m tests.demo
+
+test: lint unit ## Lint, types and all tests
+
+unit: $(READY) rabbitmq ## All tests (PYTEST_ARGS="-k name" for some)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(READY) ## ruff, formatting, mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: ## Resolve the newest versions that pyproject.toml allows into requirements.lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install -q --upgrade pip
+	build/lock/bin/pip install -q --only-binary=:all: torch==2.13.0
+	build/lock/bin/pip install -q --only-binary=:all: '.[dispatcher,trainer,dev]' setuptools
+	build/lock/bin/pip install -q --no-deps open_clip_torch
+	(echo "# Every package that is installed, pinned; made by 'make lock'."; \
+	 build/lock/bin/pip list --format=freeze | grep -viE '^(pip|lora-trainer)==' | sed 's/+cpu$$//') > requirements.lock
+	rm -rf build/lock
+
+clean: ## Remove what the targets made, the virtual environment included
+	rm -rf $(VENV) demo build .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+# The lock names every package, so nothing is resolved, and pip finds torch wherever it looks for it.
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || ./tests/install_debian.sh python3-venv
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+rabbitmq:
+	@if [ -z "$$AMQP_URL" ] && [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; then \
+	  ./tests/install_debian.sh rabbitmq-server; fi

@@ -1,0 +1,116 @@
+"""Fixtures for whole trainings: a tiny base and ten pictures for the session, a models folder for each test.
+
+Pictures are trained at 64 pixels a side, where a step of the tiny base takes some 20 ms.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from job_contract.outcome import TrainingFailure, TrainingResult, decode
+from sample_pictures import draw_pictures
+from tiny_base import build_tiny_base
+from trainer.__main__ import main
+from trainer.style_folder import StyleFolder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """More threads than free cores wait for each other, and change the order of sums: the last bit."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_base(tmp_path_factory.mktemp("tiny_base"))
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return draw_pictures(tmp_path_factory.mktemp("pictures"), 4)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trainer ended."""
+
+    code: int
+    result: TrainingResult | None
+    failure: TrainingFailure | None
+    log: str
+
+
+class Workshop:
+    """Runs trainers on a models folder of its own, in this process or in one of their own."""
+
+    def __init__(self, root: Path, base: Path, pictures: list[Path]) -> None:
+        self.models = root / "models"
+        self.pictures = pictures
+        self.message = root / "termination-log"
+        self.environment = {
+            "BASE_MODEL": str(base),
+            "MODELS_DIR": str(self.models),
+            "TERMINATION_MESSAGE_PATH": str(self.message),
+            "RESOLUTION": "64",
+            "SAMPLE_PROMPTS": "[]",
+        }
+
+    def folder(self, style_id: int | str = 1) -> StyleFolder:
+        return StyleFolder(self.models, style_id)
+
+    def request(self, **fields: object) -> list[str]:
+        """Write a request for style 1, and return the arguments that name it."""
+        content = {"style_id": 1, "image_paths": [str(path) for path in self.pictures], "num_epochs": 2}
+        path = self.models.parent / "request.json"
+        path.write_text(json.dumps({**content, **fields}))
+        return ["--request", str(path)]
+
+    def outcome(self, code: int, log: str) -> Outcome:
+        message = decode(self.message.read_text()) if self.message.exists() else None
+        result = message if isinstance(message, TrainingResult) else None
+        failure = message if isinstance(message, TrainingFailure) else None
+        return Outcome(code, result, failure, log)
+
+    def start(self, arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
+        """Start a trainer as a process of its own."""
+        self.message.unlink(missing_ok=True)
+        own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        return subprocess.Popen(
+            [sys.executable, "-m", "trainer", *arguments],
+            env={**own, **self.environment, **environment},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, tiny_base: Path, pictures: list[Path]) -> Workshop:
+    return Workshop(tmp_path, tiny_base, pictures)
+
+
+Train = Callable[..., Outcome]
+
+
+@pytest.fixture
+def train(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Train:
+    """Run a trainer in this process: train(arguments, SETTING="value")."""
+
+    def run(arguments: list[str], **environment: str) -> Outcome:
+        workshop.message.unlink(missing_ok=True)
+        capfd.readouterr()
+        with monkeypatch.context() as patch:
+            for name, value in {**workshop.environment, **environment}.items():
+                patch.setenv(name, value)
+            code = main(arguments)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        return workshop.outcome(code, capfd.readouterr().err)
+
+    return run

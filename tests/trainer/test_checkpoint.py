@@ -1,0 +1,97 @@
+"""Checkpoints that are whole or not there, and the right one among them."""
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
+from trainer.errors import StorageError
+
+
+def make(step: int, *, epoch: int = 1, inside: int = 0, fingerprint: str = "ours") -> Checkpoint:
+    tensors = {
+        "master": torch.full((3,), float(step)),
+        "losses": torch.zeros(inside),
+        "norms": torch.zeros(inside),
+    }
+    return Checkpoint(fingerprint, epoch, step, 0.5, {"scale": 2.0}, tensors)
+
+
+def test_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    written = make(10)
+    save_checkpoint(tmp_path, written, keep=2)
+    read = load_newest(tmp_path, "ours")
+    assert read is not None
+    assert (read.epoch, read.step, read.loss, read.scaler) == (1, 10, 0.5, {"scale": 2.0})
+    assert all(torch.equal(read.tensors[name], tensor) for name, tensor in written.tensors.items())
+
+
+def test_step_inside_an_epoch_is_newer_than_the_epoch_before_it(tmp_path: Path) -> None:
+    names = [
+        save_checkpoint(tmp_path, checkpoint, keep=9).name
+        for checkpoint in (make(13, inside=3), make(20, epoch=2), make(10))
+    ]
+    assert names == ["epoch-0001-step-000013", "epoch-0002", "epoch-0001"]
+    newest = load_newest(tmp_path, "ours")
+    assert newest is not None
+    assert newest.step == 20
+
+
+def test_only_the_newest_few_are_kept(tmp_path: Path) -> None:
+    for epoch in (1, 2, 3, 4):
+        save_checkpoint(tmp_path, make(10 * epoch, epoch=epoch), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0003", "epoch-0004"]
+
+
+@pytest.mark.parametrize("name", ["state.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, name: str, damage: str) -> None:
+    save_checkpoint(tmp_path, make(10), keep=2)
+    newest = save_checkpoint(tmp_path, make(20, epoch=2), keep=2) / name
+    content = newest.read_bytes()
+    if damage == "gone":
+        newest.unlink()
+    else:
+        newest.write_bytes(content[:20] if damage == "cut" else b"\xff" + content[1:])
+    read = load_newest(tmp_path, "ours")
+    assert read is not None
+    assert read.step == 10
+
+
+def test_unfinished_folder_is_never_read(tmp_path: Path) -> None:
+    (tmp_path / ".epoch-0009.partial").mkdir()
+    assert load_newest(tmp_path, "ours") is None
+
+
+def test_another_trainings_checkpoint_is_not_taken(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make(10, fingerprint="theirs"), keep=2)
+    assert load_newest(tmp_path, "ours") is None
+
+
+def test_full_disk_leaves_the_older_checkpoint_and_no_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, make(10), keep=1)
+
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StorageError, match="No space left"):
+            save_checkpoint(tmp_path, make(20, epoch=2), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
+    read = load_newest(tmp_path, "ours")
+    assert read is not None
+    assert read.step == 10
+
+
+def test_checkpoint_saved_again_replaces_a_damaged_one(tmp_path: Path) -> None:
+    (save_checkpoint(tmp_path, make(10), keep=2) / "state.json").write_text("{")
+    save_checkpoint(tmp_path, make(10), keep=2)
+    read = load_newest(tmp_path, "ours")
+    assert read is not None
+    assert read.step == 10

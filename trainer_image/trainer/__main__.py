@@ -1,0 +1,145 @@
+"""python -m trainer: train one style, say how it ended, exit with the code of the Job contract.
+
+    arguments.py   the command line → the request; settings.py: the environment → the settings
+    plan.py        both → what exactly is trained
+    run.py         the stages of a training in their order; every other module is one of them
+
+What is imported at the top of this file is light: torch comes only when there is something to train.
+"""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+from job_contract.names import TERMINATION_MESSAGE_PATH, TERMINATION_MESSAGE_PATH_VARIABLE
+from job_contract.outcome import ExitCode, TrainingFailure, TrainingResult, encode
+from job_contract.redaction import redact
+from job_contract.settings import InvalidSettingsError
+from trainer.arguments import find_request, parse_arguments
+from trainer.errors import (
+    ConfigurationError,
+    InterruptedTrainingError,
+    StorageError,
+    TrainerError,
+    TrainingError,
+)
+from trainer.finished import find_finished
+from trainer.interrupt import Interrupt, StopRequested
+from trainer.logs import log_to_file, start_logging, stop_logging
+from trainer.plan import make_plan, training_fingerprint
+from trainer.settings import TrainerSettings
+from trainer.style_folder import StyleFolder, write_atomically
+from trainer.upload import upload_results
+
+logger = logging.getLogger("trainer")
+
+
+def main(argv: list[str]) -> int:
+    """Run the trainer with these arguments and return the exit code."""
+    start_logging()
+    with Interrupt() as interrupt:
+        try:
+            outcome = _outcome(argv, interrupt)
+            interrupt.close()
+        except StopRequested:
+            outcome = InterruptedTrainingError(
+                "A signal interrupted the training; started again, it goes on from its last checkpoint."
+            )
+        code = _report(outcome)
+    stop_logging()
+    return code
+
+
+def _outcome(argv: list[str], interrupt: Interrupt) -> TrainingResult | TrainerError:
+    try:
+        return _run(argv, interrupt)
+    except TrainerError as error:
+        return error
+    except InvalidSettingsError as error:
+        sentence = str(error)
+        return _caused(ConfigurationError(sentence[:1].upper() + sentence[1:]), error)
+    except OSError as error:
+        return _caused(StorageError(f"A file could not be read or written: {_brief(error)}."), error)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the Job must end with a reason)
+        sentence = f"The trainer failed unexpectedly: {type(error).__name__}: {_brief(error)}"
+        return _caused(TrainingError(f"{sentence}; training.log has the traceback."), error)
+
+
+def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
+    """Train what the arguments ask for, unless that is done already; upload it.
+
+    Raises:
+        TrainerError: it ended badly; the error says how.
+        StopRequested: a signal came.
+    """
+    started = time.monotonic()
+    arguments = parse_arguments(argv)
+    settings = TrainerSettings.from_environment()
+    request = find_request(arguments, settings)
+    folder = StyleFolder(settings.models_dir, request.style_id)
+    folder.prepare()
+    log_to_file(folder.log)
+    with folder.locked():
+        write_atomically(folder.request, request.to_json().encode())
+        plan = make_plan(request, settings)
+        fingerprint = training_fingerprint(request, plan)
+        notes: list[str] = []
+        finished = find_finished(folder, fingerprint)
+        if finished:
+            logger.info(
+                "Style %s is trained already: %s is the result of this very request.",
+                request.style_id,
+                folder.weights,
+            )
+        else:
+            from trainer.run import train_style
+
+            finished, notes = train_style(request, plan, settings, folder, fingerprint, interrupt)
+        s3_uri = None
+        if settings.s3_bucket:
+            prefix = f"{settings.s3_prefix}{request.style_id}/"
+            s3_uri = upload_results(folder, settings.s3_bucket, prefix, notes)
+    return TrainingResult(
+        model_path=str(folder.weights),
+        s3_uri=s3_uri,
+        loss=finished.loss,
+        epochs=finished.epochs,
+        seconds=round(time.monotonic() - started, 3),
+        notes=notes,
+    )
+
+
+def _report(outcome: TrainingResult | TrainerError) -> int:
+    """Log the outcome and write it as the termination message; return its exit code."""
+    message: TrainingResult | TrainingFailure
+    if isinstance(outcome, TrainingResult):
+        code = ExitCode.OK
+        message = outcome
+        logger.info("Completed in %.1f s: %s, loss %.4f", outcome.seconds, outcome.model_path, outcome.loss)
+    else:
+        code = outcome.exit_code
+        message = TrainingFailure(failure_code=outcome.failure_code, failure_reason=redact(str(outcome)))
+        logger.error("%s", outcome, exc_info=outcome)
+    variable = os.environ.get(TERMINATION_MESSAGE_PATH_VARIABLE)
+    path = Path(variable or TERMINATION_MESSAGE_PATH)
+    if variable or path.exists():  # outside a container nobody reads the default path
+        try:
+            path.write_bytes(encode(message))
+        except OSError as error:
+            logger.error("The termination message could not be written to %s (%s).", path, error.strerror)
+    return int(code)
+
+
+def _caused(error: TrainerError, cause: Exception) -> TrainerError:
+    error.__cause__ = cause
+    return error
+
+
+def _brief(error: Exception) -> str:
+    return redact(" ".join(str(error).split()))[:300]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

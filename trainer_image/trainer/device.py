@@ -1,0 +1,87 @@
+"""The device of a training: found, named and proven by an operation before anything is loaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trainer.errors import ConfigurationError, GpuFaultError, NoGpuError
+from trainer.settings import MixedPrecision
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the training runs, and the number format of the frozen base there."""
+
+    torch_device: torch.device
+    dtype: torch.dtype
+    name: str
+    memory_mib: int | None
+    """Memory of the GPU; None on a CPU."""
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.torch_device.type == "cuda"
+
+    def describe(self) -> str:
+        memory = f", {self.memory_mib} MiB" if self.memory_mib else ""
+        return f"{self.name}{memory}, base in {str(self.dtype).removeprefix('torch.')}"
+
+    def peak_memory_mib(self) -> int:
+        """Return the most memory used so far: the GPU's allocations, or the process's on a CPU."""
+        if self.is_cuda:
+            return torch.cuda.max_memory_allocated(self.torch_device) // _MIB
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def find_device(mixed_precision: MixedPrecision, *, require_cuda: bool, index: int = 0) -> Device:
+    """Return the GPU number index where there is one, else the CPU.
+
+    Raises:
+        NoGpuError: require_cuda is set and the machine has no GPU.
+        GpuFaultError: a GPU is there and does not work; another node may do.
+        ConfigurationError: mixed_precision cannot be had on this device.
+    """
+    if torch.cuda.is_available():
+        return _cuda_device(mixed_precision, index)
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        raise GpuFaultError(
+            "A GPU is attached but CUDA cannot use it; check the node's driver against CUDA "
+            f"{torch.version.cuda or '(this PyTorch is built without CUDA)'}."
+        )
+    if require_cuda:
+        raise NoGpuError(
+            "REQUIRE_CUDA is set and no GPU is there; give the container a GPU (nvidia.com/gpu) and the "
+            "NVIDIA runtime, or unset REQUIRE_CUDA to train on the CPU."
+        )
+    if mixed_precision == "fp16":
+        raise ConfigurationError("MIXED_PRECISION=fp16 needs a GPU; use auto, no or bf16 on a CPU.")
+    dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+    return Device(torch.device("cpu"), dtype, f"CPU ({torch.get_num_threads()} threads)", None)
+
+
+def _cuda_device(mixed_precision: MixedPrecision, index: int) -> Device:
+    device = torch.device("cuda", index)
+    try:
+        torch.cuda.set_device(device)
+        properties = torch.cuda.get_device_properties(device)
+        ones = torch.ones(64, 64, device=device)
+        total = (ones @ ones).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        raise GpuFaultError(f"The GPU does not work: {_first_line(error)}. Another node may do.") from error
+    if total != 64**3:
+        raise GpuFaultError(
+            f"The GPU computes wrongly: 64^3 came out as {total}. Take the node out of service."
+        )
+    if mixed_precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ConfigurationError(f"{properties.name} has no bf16; set MIXED_PRECISION to fp16 or auto.")
+    dtypes = {"auto": torch.float16, "fp16": torch.float16, "bf16": torch.bfloat16, "no": torch.float32}
+    return Device(device, dtypes[mixed_precision], properties.name, properties.total_memory // _MIB)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")

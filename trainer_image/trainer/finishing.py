@@ -1,0 +1,68 @@
+"""What stands beside the weights: loss.png, samples.png and the model card. None of it fails a training."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from trainer.export import TrainingFacts
+from trainer.loss_plot import plot_loss
+from trainer.metrics import EpochMetrics
+from trainer.model_card import model_card
+from trainer.plan import TrainingPlan
+from trainer.samples import Sampler, compose, save_row
+from trainer.style_folder import StyleFolder, write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+class Extras:
+    """Makes the files beside the weights, and notes what could not be made."""
+
+    def __init__(
+        self, folder: StyleFolder, sampler: Sampler | None, prompts: Sequence[str], *, every_epochs: int
+    ) -> None:
+        self._folder = folder
+        self._sampler = sampler
+        self._prompts = prompts
+        self._every_epochs = every_epochs
+        self.notes: list[str] = []
+
+    def between_epochs(self, epoch: int) -> None:
+        """Draw a row of samples.png if one is due after so many epochs."""
+        if self._every_epochs and epoch % self._every_epochs == 0:
+            self._sample(epoch, trained=True)
+
+    def _sample(self, epoch: int, *, trained: bool) -> None:
+        sampler, row = self._sampler, self._row(epoch)
+        if sampler and not row.exists():
+            self._attempt(
+                f"the samples of epoch {epoch}", lambda: save_row(row, sampler.draw(trained=trained))
+            )
+
+    def finish(self, plan: TrainingPlan, facts: TrainingFacts, epochs: Sequence[EpochMetrics]) -> None:
+        """Draw loss.png and samples.png and write the model card, which marks the training as finished."""
+        self._attempt("loss.png", lambda: plot_loss(epochs, self._folder.loss_plot))
+        if self._sampler:
+            self._sample(0, trained=False)
+            self._sample(plan.epochs, trained=True)
+            self._attempt("samples.png", self._compose)
+        card = model_card(plan, facts, self._folder.samples.name if self._sampler else None)
+        self._attempt("README.md", lambda: write_atomically(self._folder.model_card, card.encode()))
+
+    def _compose(self) -> None:
+        numbers = sorted(
+            int(file.stem.removeprefix("epoch-")) for file in self._folder.sample_rows.glob("epoch-*.png")
+        )
+        rows = [("before" if number == 0 else f"epoch {number}", self._row(number)) for number in numbers]
+        compose(self._folder.samples, rows, self._prompts)
+
+    def _row(self, epoch: int) -> Path:
+        return self._folder.sample_rows / f"epoch-{epoch:04d}.png"
+
+    def _attempt(self, what: str, make: Callable[[], None]) -> None:
+        try:
+            make()
+        except Exception as error:
+            sentence = f"{what} could not be made ({type(error).__name__}: {error})"
+            logger.warning("%s; the training is not affected.", sentence, exc_info=error)
+            self.notes.append(sentence)

@@ -1,0 +1,105 @@
+"""LoRA on the UNet's attention: peft's layers with a leaner forward, and their weights in one flat buffer.
+
+A step on a frozen UNet is hundreds of small kernels. peft's own forward casts the input of each of the
+128 layers to float32 and back, and adds and scales in kernels of their own; here one addmm does it.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora.layer import Linear as PeftLinear
+from torch import Tensor, nn
+
+TARGET_MODULES: Final = ("to_q", "to_k", "to_v", "to_out.0")
+_ADAPTER: Final = "default"
+
+
+class LeanLoraLinear(PeftLinear):  # type: ignore[misc]  # peft ships no types
+    """peft's LoRA layer; its result without the copies: W x + b + scaling * B (A x)."""
+
+    def forward(self, x: Tensor, *_args: Any, **_options: Any) -> Tensor:
+        """Return [..., out] for x [..., in], in the dtype of x, which is that of all the weights."""
+        result: Tensor = self.base_layer(x)
+        if self.disable_adapters:
+            return result
+        hidden = F.linear(x, self.lora_A[_ADAPTER].weight)
+        up = self.lora_B[_ADAPTER].weight
+        return torch.addmm(
+            result.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=self.scaling[_ADAPTER]
+        ).view_as(result)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The LoRA layers of a UNet. All their weights are views of one flat tensor, and so are the gradients.
+
+    The clipping, the optimizer, a checkpoint and the exchange between GPUs then handle one tensor each
+    instead of 256. The weights here are a working copy in the base's dtype; the float32 weights that are
+    trained are the optimizer's.
+    """
+
+    layers: dict[str, LeanLoraLinear]
+    """By the name of the layer in the UNet, in the UNet's order."""
+    rank: int
+    alpha: float
+    weights: Tensor
+    """[P] in the base's dtype."""
+    gradients: Tensor
+    """[P] in the base's dtype; backward adds to it."""
+
+    @property
+    def scaling(self) -> float:
+        return self.alpha / self.rank
+
+    def split(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return views of flat [P] as each layer's down [rank, in] and up [out, rank]."""
+        views, start = {}, 0
+        for name, layer in self.layers.items():
+            pair = []
+            for part in (layer.lora_A, layer.lora_B):
+                shape = part[_ADAPTER].weight.shape
+                pair.append(flat[start : start + shape.numel()].view(shape))
+                start += shape.numel()
+            views[name] = (pair[0], pair[1])
+        return views
+
+    def enable(self, *, enabled: bool) -> None:
+        """Switch all layers between the trained and the bare base."""
+        for layer in self.layers.values():
+            layer._disable_adapters = not enabled  # enable_adapters() would touch requires_grad too
+
+
+def attach_lora(unet: nn.Module, *, rank: int, alpha: float, seed: int) -> Adapter:
+    """Put LoRA layers on the UNet's to_q, to_k, to_v and to_out.0, and return them.
+
+    Down weights are Kaiming-uniform from seed, the same on every device; up weights are zero, so the UNet
+    computes as before. The UNet is on its device and in its dtype already.
+    """
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, target_modules=list(TARGET_MODULES), init_lora_weights=False
+    )
+    config._register_custom_module({nn.Linear: LeanLoraLinear})  # peft's way to bring a layer of one's own
+    inject_adapter_in_model(config, unet, adapter_name=_ADAPTER)
+    layers = {name: layer for name, layer in unet.named_modules() if isinstance(layer, LeanLoraLinear)}
+
+    parameter = next(unet.parameters())
+    sizes = [
+        layer.lora_A[_ADAPTER].weight.numel() + layer.lora_B[_ADAPTER].weight.numel()
+        for layer in layers.values()
+    ]
+    weights = torch.zeros(sum(sizes), dtype=parameter.dtype, device=parameter.device)
+    adapter = Adapter(layers, rank, alpha, weights, torch.zeros_like(weights))
+
+    generator = torch.Generator().manual_seed(seed)
+    initial, slopes = adapter.split(weights), adapter.split(adapter.gradients)
+    for name, layer in layers.items():
+        down, up = initial[name]
+        bound = down.shape[1] ** -0.5  # Kaiming-uniform with a = sqrt(5), as peft and Hu et al. start
+        down.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=generator))
+        for part, value, slope in zip((layer.lora_A, layer.lora_B), (down, up), slopes[name], strict=True):
+            part[_ADAPTER].weight = nn.Parameter(value)
+            part[_ADAPTER].weight.grad = slope
+    return adapter

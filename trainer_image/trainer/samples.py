@@ -1,0 +1,121 @@
+"""samples.png: the same prompts and the same noise, before the training beside after it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from trainer.base_model import load_vae
+from trainer.lora import Adapter
+
+_MARGIN: Final = 90
+"""Pixels to the left of the pictures, for the rows' names."""
+_HEADING: Final = 24
+"""Pixels above the pictures, for the prompts."""
+
+
+class Sampler:
+    """Draws rows of sample pictures with the UNet that is being trained, as it is.
+
+    The UNet is never cast or moved: it keeps the training's dtype and weights (diffusers #13124).
+
+    Args:
+        unet: with the adapter's layers in it.
+        adapter: switched off for the row "before".
+        base: the folder of the base; its VAE is loaded for a row and leaves memory after it.
+        texts: [prompts, 77, width].
+        no_text: [1, 77, width], the encoding of the empty prompt.
+    """
+
+    def __init__(
+        self,
+        unet: Any,
+        adapter: Adapter,
+        base: Path,
+        texts: Tensor,
+        no_text: Tensor,
+        *,
+        steps: int,
+        guidance: float,
+        seed: int,
+        resolution: int,
+    ) -> None:
+        self._unet = unet
+        self._adapter = adapter
+        self._base = base
+        self._texts = texts
+        self._no_text = no_text
+        self._steps = steps
+        self._guidance = guidance
+        self._seed = seed
+        self._resolution = resolution
+
+    @torch.no_grad()
+    def draw(self, *, trained: bool) -> list[Image.Image]:
+        """Return a picture for every prompt, resolution x resolution, by the trained or the bare base."""
+        self._adapter.enable(enabled=trained)
+        try:
+            latents = [self._denoise(text[None], number) for number, text in enumerate(self._texts)]
+        finally:
+            self._adapter.enable(enabled=True)
+        vae: Any = load_vae(self._base).to(self._texts.device)
+        return [_decode(vae, latent) for latent in latents]
+
+    def _denoise(self, text: Tensor, number: int) -> Tensor:
+        from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+        scheduler = DDIMScheduler.from_pretrained(
+            self._base, subfolder="scheduler", local_files_only=True, clip_sample=False
+        )
+        device, dtype = self._adapter.weights.device, self._adapter.weights.dtype
+        side = self._resolution // 8
+        generator = torch.Generator().manual_seed(self._seed + number)
+        latents = torch.randn(1, 4, side, side, generator=generator).to(device)
+        texts = torch.cat([self._no_text, text]).to(dtype)
+        scheduler.set_timesteps(self._steps, device=device)
+        for timestep in scheduler.timesteps:
+            both = scheduler.scale_model_input(torch.cat([latents, latents]), timestep).to(dtype)
+            plain, led = self._unet(both, timestep, texts, return_dict=False)[0].float().chunk(2)
+            guided = plain + self._guidance * (led - plain)
+            latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
+        return latents
+
+
+def _decode(vae: Any, latents: Tensor) -> Image.Image:
+    pixels = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0][0]
+    pixels = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu()
+    return Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), pixels.contiguous().numpy().tobytes())
+
+
+def save_row(path: Path, pictures: Sequence[Image.Image]) -> None:
+    """Write the pictures side by side."""
+    side = pictures[0].width
+    row = Image.new("RGB", (side * len(pictures), side))
+    for number, picture in enumerate(pictures):
+        row.paste(picture, (side * number, 0))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    row.save(path)
+
+
+def compose(path: Path, rows: Sequence[tuple[str, Path]], prompts: Sequence[str]) -> None:
+    """Write the named rows, files of save_row, under each other, with the prompts above them."""
+    pictures = [Image.open(file).convert("RGB") for _, file in rows]
+    height, side = pictures[0].height, pictures[0].width // len(prompts)
+    sheet = Image.new("RGB", (_MARGIN + pictures[0].width, _HEADING + height * len(rows)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for number, prompt in enumerate(prompts):
+        pen.text((_MARGIN + side * number + 4, 4), _fit(prompt, side // 8), "black", font)
+    for number, ((name, _), picture) in enumerate(zip(rows, pictures, strict=True)):
+        top = _HEADING + height * number
+        pen.text((4, top + 4), name, "black", font)
+        sheet.paste(picture, (_MARGIN, top))
+    aside = path.with_name(f".{path.name}")
+    sheet.save(aside, format="PNG")
+    aside.replace(path)
+
+
+def _fit(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: max(1, characters - 1)] + "…"

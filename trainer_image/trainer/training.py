@@ -1,0 +1,251 @@
+"""The training loop."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint import Checkpoint
+from trainer.errors import OutOfMemoryError, TrainingError
+from trainer.examples import Examples
+from trainer.interrupt import Interrupt, StopRequested
+from trainer.lora import Adapter
+from trainer.metrics import EpochMetrics
+from trainer.objective import Objective
+from trainer.optimizer import AdapterOptimizer
+from trainer.plan import TrainingPlan
+from trainer.processes import ProcessGroup
+from trainer.randomness import EpochDraws, draw_epoch
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is made of, all on one device."""
+
+    unet: Any
+    adapter: Adapter
+    optimizer: AdapterOptimizer
+    examples: Examples
+    objective: Objective
+
+
+class Training:
+    """Goes through the epochs of a plan, from any step on.
+
+    Args:
+        parts: see Parts.
+        plan: see TrainingPlan.
+        fingerprint: stands in every checkpoint.
+        group: the processes that share every batch; one process is a group too.
+        interrupt: a signal ends the training with a checkpoint.
+        save: writes a checkpoint; called every so many epochs, at the end, and when interrupted.
+        on_epoch: called with every finished epoch's figures; no signal breaks in on it.
+        between_epochs: called with the number of finished epochs, for what may take its time.
+        peak_memory_mib: for the figures.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        plan: TrainingPlan,
+        *,
+        fingerprint: str,
+        group: ProcessGroup,
+        interrupt: Interrupt,
+        checkpoint_every: int,
+        save: Callable[[Checkpoint], object],
+        on_epoch: Callable[[EpochMetrics], None],
+        between_epochs: Callable[[int], None],
+        peak_memory_mib: Callable[[], int],
+    ) -> None:
+        self._parts = parts
+        self._plan = plan
+        self.fingerprint = fingerprint
+        self._group = group
+        self._interrupt = interrupt
+        self._checkpoint_every = checkpoint_every
+        self._save = save
+        self._on_epoch = on_epoch
+        self._between_epochs = between_epochs
+        self._peak_memory_mib = peak_memory_mib
+        self._frugal = False
+        self.epoch = 0
+        """Epochs that are complete."""
+        self.step = 0
+        """Optimizer steps that are done, over all epochs."""
+        self.loss = 0.0
+        """Mean loss of the last complete epoch."""
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+
+    def train(self) -> None:
+        """Train to the plan's last epoch.
+
+        Raises:
+            StopRequested: a signal came; the checkpoint is saved.
+            TrainingError: a loss or gradient is not a number; nothing of that epoch is saved.
+            OutOfMemoryError: even one image at a time does not fit.
+        """
+        try:
+            draws = self._draw(self.epoch + 1)
+            while self.epoch < self._plan.epochs:
+                started, done_before = time.monotonic(), len(self._losses)
+                for batch in draws.batches[done_before:]:
+                    loss = self._gradients(batch, draws)
+                    # A signal may raise anywhere but here: half a step can be thrown away, not half taken.
+                    with self._interrupt.shielded():
+                        self._group.add_up(self._parts.adapter.gradients, loss)
+                        self._norms.append(self._parts.optimizer.step())
+                        self._losses.append(loss)
+                        self.step += 1
+                images = sum(map(len, draws.batches[done_before:]))
+                draws = self._draw(self.epoch + 2)  # while the device still computes
+                with self._interrupt.shielded():
+                    self._finish_epoch(images, started)
+                self._between_epochs(self.epoch)
+        except StopRequested:
+            with self._interrupt.shielded():
+                if self.step:
+                    self._check_numbers()
+                    self._save(self._checkpoint())
+            raise
+
+    def _gradients(self, batch: list[int], draws: EpochDraws) -> Tensor:
+        """Add the gradients of this process's part of the batch's mean loss; return that part of the loss."""
+        try:
+            return self._forward_backward(batch, draws)
+        except torch.OutOfMemoryError as error:
+            if self._frugal:
+                raise OutOfMemoryError(
+                    "The GPU's memory does not hold even one image at a time with checkpointing; use "
+                    "a GPU with at least 6 GB that nothing else uses, or a smaller RESOLUTION."
+                ) from error
+        logger.warning(
+            "The device is out of memory: going on with gradient checkpointing, one image at a time."
+        )
+        self._frugal = True
+        self._parts.adapter.gradients.zero_()
+        self._parts.unet.enable_gradient_checkpointing()
+        self._parts.unet.train()  # diffusers checkpoints in this mode only; SD 1.5 has no dropout
+        torch.cuda.empty_cache()
+        return self._gradients(batch, draws)
+
+    def _forward_backward(self, batch: list[int], draws: EpochDraws) -> Tensor:
+        parts, total = self._parts, torch.zeros((), device=draws.timesteps.device)
+        for images in self._micro_batches(batch):
+            latents, texts = parts.examples.batch(images, draws)
+            noise = torch.stack([draws.noise[image] for image in images])
+            timesteps = torch.cat([draws.timesteps[image : image + 1] for image in images])
+            noisy = parts.objective.add_noise(latents, noise, timesteps)
+            dtype = parts.adapter.weights.dtype
+            predicted = parts.unet(noisy.to(dtype), timesteps, texts.to(dtype), return_dict=False)[0]
+            target = parts.objective.target(latents, noise, timesteps)
+            loss = parts.objective.losses(predicted, target, timesteps).sum() / len(batch)
+            torch.autograd.backward(parts.optimizer.scale(loss))
+            total += loss.detach()
+        return total
+
+    def _micro_batches(self, batch: list[int]) -> Iterator[list[int]]:
+        mine = self._group.share(batch)
+        size = 1 if self._frugal else max(1, len(mine))
+        return (mine[start : start + size] for start in range(0, len(mine), size))
+
+    def _draw(self, epoch: int) -> EpochDraws:
+        """Draw an epoch's random choices and put them on the device in one copy for each kind."""
+        plan, examples = self._plan, self._parts.examples
+        draws = draw_epoch(
+            plan.seed,
+            epoch,
+            examples.shapes,
+            batch_size=plan.batch_size,
+            timesteps=self._parts.objective.signal.numel(),
+            random_flip=plan.random_flip,
+            caption_dropout=plan.caption_dropout,
+        )
+        offsets = plan.noise_offset * draws.offsets[:, :, None, None]
+        noise = [one + offset for one, offset in zip(draws.noise, offsets, strict=True)]
+        device = self._parts.adapter.weights.device
+        return replace(
+            draws,
+            timesteps=draws.timesteps.to(device),
+            noise=_to_device(noise, device),
+            posterior=_to_device(draws.posterior, device),
+        )
+
+    def _finish_epoch(self, images: int, started: float) -> None:
+        losses, norms = self._check_numbers()
+        self.epoch += 1
+        self.loss = losses.mean().item()
+        self._losses, self._norms = [], []
+        if self.epoch % self._checkpoint_every == 0 or self.epoch == self._plan.epochs:
+            self._save(self._checkpoint())
+        optimizer, finite = self._parts.optimizer, norms[torch.isfinite(norms)]
+        self._on_epoch(
+            EpochMetrics(
+                epoch=self.epoch,
+                step=self.step,
+                loss=self.loss,
+                grad_norm=finite.mean().item() if finite.numel() else 0.0,
+                learning_rate=optimizer.learning_rate,
+                skipped_steps=self.step - optimizer.steps_taken,
+                images_per_second=images / max(1e-9, time.monotonic() - started),
+                memory_mib=self._peak_memory_mib(),
+            )
+        )
+
+    def _check_numbers(self) -> tuple[Tensor, Tensor]:
+        """Return the losses and norms of this epoch's steps, [steps] each; only here the device is awaited.
+
+        Raises:
+            TrainingError: one is not a number, and not because the fp16 scaler tried too large a scale.
+        """
+        losses, norms = _stack(self._losses), _stack(self._norms)
+        first_step = self.step - len(losses) + 1
+        bad = (~torch.isfinite(losses)).nonzero()
+        if bad.numel():
+            raise TrainingError(
+                f"The loss is {losses[bad[0]].item()} at step {first_step + int(bad[0])}; try a lower "
+                "learning_rate or LORA_ALPHA, or MIXED_PRECISION=no."
+            )
+        bad = (~torch.isfinite(norms)).nonzero()
+        if bad.numel() and self._parts.optimizer.loss_scale <= 1:
+            # A larger scale may overflow, and the scaler has skipped that step and made it smaller.
+            raise TrainingError(
+                f"The gradient is not a number at step {first_step + int(bad[0])}; try a lower learning_rate "
+                "or LORA_ALPHA."
+            )
+        return losses, norms
+
+    def _checkpoint(self) -> Checkpoint:
+        optimizer = self._parts.optimizer
+        tensors = {"losses": _stack(self._losses), "norms": _stack(self._norms), **optimizer.tensors()}
+        return Checkpoint(
+            self.fingerprint, self.epoch, self.step, self.loss, optimizer.scaler_state(), tensors
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from checkpoint instead of the beginning."""
+        self.epoch, self.step, self.loss = checkpoint.epoch, checkpoint.step, checkpoint.loss
+        device = self._parts.adapter.weights.device
+        self._losses = list(checkpoint.tensors["losses"].to(device))
+        self._norms = list(checkpoint.tensors["norms"].to(device))
+        self._parts.optimizer.restore(checkpoint.tensors, checkpoint.scaler)
+
+
+def _stack(scalars: list[Tensor]) -> Tensor:
+    return torch.stack(scalars).cpu() if scalars else torch.zeros(0)
+
+
+def _to_device(tensors: list[Tensor], device: torch.device) -> list[Tensor]:
+    """Copy to the device in one transfer that the CPU does not wait for."""
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    if device.type == "cuda":
+        flat = flat.pin_memory().to(device, non_blocking=True)
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]

@@ -1,0 +1,32 @@
+"""The finished files' copy in S3."""
+
+import logging
+
+from trainer.errors import StorageError
+from trainer.storage import ObjectStorage
+from trainer.style_folder import StyleFolder
+
+logger = logging.getLogger(__name__)
+
+
+def upload_results(folder: StyleFolder, bucket: str, prefix: str, notes: list[str]) -> str:
+    """Copy the weights, and the small files beside them, to S3; return the weights' URI.
+
+    A small file that cannot be copied is noted; the weights come last, so that their being there means
+    that all is.
+
+    Raises:
+        StorageError: the weights could not be copied. A retry finds the training finished, and copies only.
+        ConfigurationError: credentials or endpoint are missing or refused.
+    """
+    storage = ObjectStorage()
+    for path in (folder.metrics, folder.loss_plot, folder.samples, folder.model_card):
+        if path.exists():
+            try:
+                storage.upload(path, bucket, prefix + path.name)
+            except StorageError as error:
+                logger.warning("%s", error)
+                notes.append(f"{path.name} is not in S3: {error}")
+    uri = storage.upload(folder.weights, bucket, prefix + folder.weights.name)
+    logger.info("Uploaded to %s", uri)
+    return uri

@@ -1,0 +1,93 @@
+"""Reading http(s) URLs: the one module of the trainer that imports requests."""
+
+import time
+from collections.abc import Iterator
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+import requests
+import urllib3.exceptions
+
+from job_contract.redaction import redact
+from trainer.errors import DownloadError, InvalidImageError
+
+_CHUNK_BYTES: Final = 1 << 16
+_TIMEOUTS_SECONDS: Final = (5, 10)
+"""To connect, and between two bytes; short, because SIGTERM has to be noticed within 20 s."""
+_MAX_REDIRECTS: Final = 5
+_PASSING: Final = {408, 425, 429}
+"""4xx that another try may not get: timeout, too early, too many requests."""
+
+
+class BusyHostError(DownloadError):
+    """The host asks to be left alone for retry_after_seconds."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+def read_url(url: str) -> Iterator[bytes]:
+    """Yield the content of url in chunks, each as soon as it is there; up to 5 redirects are followed.
+
+    Raises:
+        InvalidImageError: the host says that there is nothing to get; another try can't help.
+        BusyHostError: the host says when to come again.
+        DownloadError: the host doesn't answer, fails, or breaks off.
+    """
+    shown = redact(url).removesuffix("?***")
+    try:
+        with requests.Session() as session:
+            session.max_redirects = _MAX_REDIRECTS
+            # Pictures are compressed already. Some hosts refuse the agent that requests names.
+            headers = {"Accept-Encoding": "identity", "User-Agent": "lora-trainer"}
+            with session.get(url, stream=True, timeout=_TIMEOUTS_SECONDS, headers=headers) as response:
+                _check_status(response, shown)
+                # read1 doesn't wait for a full chunk, so a slow host can't hold the caller up. A body that
+                # is shorter than its Content-Length is an error of urllib3's.
+                while chunk := response.raw.read1(_CHUNK_BYTES, decode_content=True):
+                    yield chunk
+    except requests.TooManyRedirects as error:
+        raise InvalidImageError(
+            f"{shown} redirects more than {_MAX_REDIRECTS} times; check the link"
+        ) from error
+    except ValueError as error:
+        # A URL that requests, urllib3 or idna cannot read, or one that redirects to ftp:// or file://.
+        raise InvalidImageError(f"{shown} is, or leads to, no valid http(s) URL; check the link") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise DownloadError(
+            f"{shown} could not be downloaded ({_reason(error)}); check that its host is up and reachable"
+        ) from error
+
+
+def _check_status(response: requests.Response, shown: str) -> None:
+    status = response.status_code
+    if status < 300:
+        return
+    answer = f"{shown} answers {status} {response.reason or ''}".rstrip()
+    if status >= 500 or status in _PASSING:
+        raise BusyHostError(
+            f"{answer}; try again later", _retry_after(response.headers.get("Retry-After", ""))
+        )
+    raise InvalidImageError(f"{answer}; check that the picture exists and that its link has not expired")
+
+
+def _retry_after(value: str) -> float:
+    """Return the seconds that a Retry-After header asks for; 0 when it is absent or unreadable."""
+    if value.isdecimal():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _reason(error: Exception) -> str:
+    """Name what failed: the texts of requests hold the whole URL, query and all."""
+    if isinstance(error, requests.Timeout | urllib3.exceptions.TimeoutError):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "TLS failed"
+    if isinstance(error, requests.ConnectionError):
+        return "no connection"
+    return type(error).__name__
