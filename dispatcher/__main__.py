@@ -1,22 +1,19 @@
-"""`python -m dispatcher run|submit|redrive`: settings from the environment, one sentence on errors."""
+"""`python -m dispatcher COMMAND`: settings come from the environment, errors are one sentence."""
 
 import argparse
-import json
 import signal
 import sys
 import threading
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import structlog
 
-from dispatcher.errors import DispatcherError, RefusedMessageError
+import dispatcher.commands
+from dispatcher.errors import DispatcherError
 from dispatcher.logs import configure_logs
-from dispatcher.message import parse_message
-from dispatcher.queues import Queues, publish, redrive
+from dispatcher.service import Service, make_backend
 from dispatcher.settings import DispatcherSettings
 from job_contract.outcome import ExitCode
 from job_contract.settings import InvalidSettingsError
@@ -52,59 +49,35 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--trigger-word")
     submit.add_argument("--seed", type=int)
     submit.add_argument("--task-id", help="the request's identity; a new one by default")
-    submit.set_defaults(command=_submit)
+    submit.add_argument("--wait", action="store_true", help="follow the training to its end")
+    submit.set_defaults(command=dispatcher.commands.submit)
 
-    again = commands.add_parser("redrive", help="put the dead letters back to the queue")
-    again.set_defaults(command=_redrive)
+    release = commands.add_parser("release", help="remove the finalizers that hold Jobs")
+    release.add_argument("jobs", nargs="*", metavar="JOB", help="all Jobs of this instance by default")
+    release.set_defaults(command=dispatcher.commands.release)
+
+    for name, command, text in (
+        ("status", dispatcher.commands.status, "print a table of the trainings"),
+        ("redrive", dispatcher.commands.put_back, "put the dead letters back to the queue"),
+        ("check", dispatcher.commands.check, "check broker, cluster, permissions and backend"),
+    ):
+        commands.add_parser(name, help=text).set_defaults(command=command)
     return parser
 
 
 def _run(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
-    from dispatcher.service import Service, make_backend
-
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())
     log = structlog.get_logger("dispatcher")
     try:
-        service = Service(settings, make_backend(settings))
+        service = Service(settings, *make_backend(settings))
     except ValueError as error:
         log.error(str(error))
         return ExitCode.BAD_CONFIG
     log.info("starting", job_backend=settings.job_backend, queue=settings.queue)
     service.run(stop)
     log.info("stopped")
-    return ExitCode.OK
-
-
-def _submit(settings: DispatcherSettings, options: argparse.Namespace) -> int:
-    message: dict[str, Any] = json.loads(options.file.read_text()) if options.file else {}
-    style = options.style_id
-    flags = {
-        "style_id": int(style) if style and style.isdigit() else style,
-        "image_paths": options.images,
-        "num_epochs": options.epochs,
-        "webhook_url": options.webhook_url,
-        "trigger_word": options.trigger_word,
-        "seed": options.seed,
-        "task_id": options.task_id,
-    }
-    message |= {name: value for name, value in flags.items() if value is not None}
-    message.setdefault("task_id", str(uuid.uuid4()))
-    body = json.dumps(message).encode()
-    try:
-        request = parse_message(body)
-    except RefusedMessageError as error:
-        structlog.get_logger("submit").error(f"not published: {error}")
-        return ExitCode.BAD_DATA
-    publish(settings.amqp_url.get_secret_value(), settings.queue, body)
-    structlog.get_logger("submit").info("published", style=request.style_id, task=request.task_id)
-    return ExitCode.OK
-
-
-def _redrive(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
-    moved = redrive(settings.amqp_url.get_secret_value(), Queues(settings.queue))
-    structlog.get_logger("redrive").info("dead letters put back", count=moved, queue=settings.queue)
     return ExitCode.OK
 
 

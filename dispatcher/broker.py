@@ -24,6 +24,8 @@ from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect,
 from dispatcher.retry import backoff_seconds
 
 _DRAIN_SECONDS: Final = 8.0
+_MOST_HELD_SECONDS: Final = 600.0
+_DEPTH_EVERY: Final = 10.0
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,14 @@ class Broker:
         queues: Queues,
         handle: Callable[[bytes, str | None], Verdict],
         send_notice: Callable[[bytes], float | None],
+        seen_depth: Callable[[int], None] = lambda _messages: None,
         handlers: int = 8,
     ) -> None:
         self._url = url
         self._queues = queues
         self._handle = handle
         self._send_notice = send_notice
+        self._seen_depth = seen_depth
         self._handlers = handlers
         self._consuming: _Consumption | None = None
         self._log = structlog.get_logger("broker")
@@ -83,7 +87,7 @@ class Broker:
                 connected_at = time.monotonic()
                 try:
                     self._run_connected(pool, stop)
-                except (BrokerUnavailableError, AMQPError, OSError) as error:
+                except Exception as error:  # noqa: BLE001 - whatever it is, nothing was acked: begin anew
                     # A connection that held for a while starts the back-off afresh.
                     attempt = 1 if time.monotonic() - connected_at > 60 else attempt + 1
                     delay = backoff_seconds(attempt, first=0.5, most=30)
@@ -107,7 +111,9 @@ class Broker:
     def _run_connected(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
         connection = connect(self._url)
         try:
-            consumption = _Consumption(connection, self._queues, pool, self._handle, self._send_notice)
+            consumption = _Consumption(
+                connection, self._queues, pool, self._handle, self._send_notice, self._seen_depth
+            )
             self._consuming = consumption
             self._log.info("consuming", queue=self._queues.work)
             consumption.run(stop)
@@ -126,12 +132,15 @@ class _Consumption:
         pool: ThreadPoolExecutor,
         handle: Callable[[bytes, str | None], Verdict],
         send_notice: Callable[[bytes], float | None],
+        seen_depth: Callable[[int], None],
     ) -> None:
         self._connection = connection
         self._queues = queues
         self._pool = pool
         self._handle = handle
         self._send_notice = send_notice
+        self._seen_depth = seen_depth
+        self._depth_due = 0.0
         self._under_way = 0
         self._consumer: str | None = None
         self._resume_at = 0.0
@@ -152,11 +161,17 @@ class _Consumption:
             if self._consumer is None and time.monotonic() >= self._resume_at:
                 self._queues.declare(self._work)
                 self._consumer = self._work.basic_consume(self._queues.work, self._on_message)
+            self._look_at_depth()
             self._connection.process_data_events(time_limit=0.5)
         self._stop_consuming()
         deadline = time.monotonic() + _DRAIN_SECONDS
         while self._under_way and time.monotonic() < deadline:
             self._connection.process_data_events(time_limit=0.1)
+
+    def _look_at_depth(self) -> None:
+        if time.monotonic() >= self._depth_due:
+            self._depth_due = time.monotonic() + _DEPTH_EVERY
+            self._seen_depth(self._queues.depth(self._work))
 
     def resume_soon(self) -> None:
         self._resume_at = 0.0
@@ -172,7 +187,8 @@ class _Consumption:
     def _on_notice(self, channel: BlockingChannel, method: Any, _properties: Any, body: bytes) -> None:
         self._under_way += 1
         future = self._pool.submit(self._send_notice, body)
-        future.add_done_callback(partial(self._back_here, partial(self._settle_notice, channel, method)))
+        settle = partial(self._settle_notice, channel, method, body)
+        future.add_done_callback(partial(self._back_here, settle))
 
     def _back_here(self, settle: Callable[[Future[Any]], None], future: Future[Any]) -> None:
         """Carry on with a handler's result on the connection's thread, if that still lives."""
@@ -201,7 +217,9 @@ class _Consumption:
                 self._stop_consuming()
                 self._resume_at = time.monotonic() + seconds
 
-    def _settle_notice(self, channel: BlockingChannel, method: Any, future: Future[float | None]) -> None:
+    def _settle_notice(
+        self, channel: BlockingChannel, method: Any, body: bytes, future: Future[float | None]
+    ) -> None:
         self._under_way -= 1
         error = future.exception()
         if error:
@@ -210,9 +228,14 @@ class _Consumption:
         if again_in is None:
             channel.basic_ack(method.delivery_tag)
         else:
-            self._connection.call_later(
-                again_in, partial(channel.basic_nack, method.delivery_tag, requeue=True)
-            )
+            # Held no longer than RabbitMQ allows.
+            seconds = min(again_in, _MOST_HELD_SECONDS)
+            self._connection.call_later(seconds, partial(self._to_the_end, channel, method, body))
+
+    def _to_the_end(self, channel: BlockingChannel, method: Any, body: bytes) -> None:
+        """Put a notice behind the others, which a few that cannot be delivered would hold up else."""
+        self._publish_notice(body)
+        channel.basic_ack(method.delivery_tag)
 
     def _publish_refusal(self, properties: Any, body: bytes, reason: str, notice: bytes | None) -> None:
         """Publish with confirms, the dead letter first; any failure raises, and then nothing is acked."""
@@ -222,10 +245,14 @@ class _Consumption:
         properties.headers = headers
         properties.delivery_mode = pika.DeliveryMode.Persistent.value
         properties.expiration = None  # a dead letter waits for a person
+        properties.user_id = None  # RabbitMQ takes only our own there, and closes the channel for another
         self._publishing.basic_publish("", self._queues.dead, body, properties, mandatory=True)
         if notice:
-            persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent.value)
-            self._publishing.basic_publish("", self._queues.notices, notice, persistent, mandatory=True)
+            self._publish_notice(notice)
+
+    def _publish_notice(self, notice: bytes) -> None:
+        persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent.value)
+        self._publishing.basic_publish("", self._queues.notices, notice, persistent, mandatory=True)
 
     def _stop_consuming(self) -> None:
         if self._consumer is not None:

@@ -6,7 +6,7 @@ failure.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
@@ -51,6 +51,7 @@ class Diagnosis:
     failure: TrainingFailure | None = None
     stuck: Stuck | None = None
     running_pod: str | None = None
+    """A container that runs, even where the Job is over: it may still be saving."""
 
     @property
     def terminal(self) -> bool:
@@ -58,7 +59,7 @@ class Diagnosis:
 
     def failed_with(self, failure: TrainingFailure) -> "Diagnosis":
         """Return what holds instead when a completed training turns out to have left no file."""
-        return Diagnosis(Phase.FAILED, self.started, failure=failure)
+        return replace(self, phase=Phase.FAILED, result=None, failure=failure)
 
 
 def diagnose(job: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Diagnosis:
@@ -72,13 +73,13 @@ def diagnose(job: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Diagnosis:
         pods, key=lambda pod: (pod["metadata"].get("creationTimestamp") or "", pod["metadata"]["name"])
     )
     started = any(_has_started(pod) for pod in pods)
-    if _condition(job, "Complete"):
-        return _completed(pods, started)
-    if _condition(job, "Failed"):
-        return Diagnosis(Phase.FAILED, started, failure=_failure_of_job(job, pods))
-    if job["metadata"].get("deletionTimestamp"):
-        return _deleted(job, pods, started)
     running = next((pod["metadata"]["name"] for pod in reversed(pods) if _is_running(pod)), None)
+    if _condition(job, "Complete"):
+        return replace(_completed(pods, started), running_pod=running)
+    if _condition(job, "Failed"):
+        return Diagnosis(Phase.FAILED, started, failure=_failure_of_job(job, pods), running_pod=running)
+    if job["metadata"].get("deletionTimestamp"):
+        return replace(_deleted(job, pods, started), running_pod=running)
     if running:
         return Diagnosis(Phase.RUNNING, started, running_pod=running)
     return Diagnosis(Phase.WAITING, started, stuck=_stuck(pods))

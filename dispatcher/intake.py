@@ -1,5 +1,6 @@
 """A message becomes a Job: parse, check, make room, create. What came of it decides the ack."""
 
+import hashlib
 import json
 import threading
 import time
@@ -22,6 +23,7 @@ from dispatcher.errors import (
 )
 from dispatcher.job import JobOptions, Manifest, build_job
 from dispatcher.message import parse_message
+from dispatcher.metrics import Metrics
 from dispatcher.retry import backoff_seconds
 from dispatcher.style_lanes import StyleLanes, hold
 from dispatcher.webhook import Delivered, TryAgain, Webhook
@@ -49,6 +51,7 @@ class Intake:
         allowed_hosts: AllowedHosts,
         options: IntakeOptions,
         changed: Callable[[str], None],
+        metrics: Metrics,
         *,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -59,6 +62,7 @@ class Intake:
         self._allowed_hosts = allowed_hosts
         self._options = options
         self._changed = changed  # the relay then sees whether the Job is there, and its place in the style
+        self._metrics = metrics
         self._clock_ns = clock_ns
         self._failures = 0
         self._room = threading.Lock()
@@ -70,9 +74,13 @@ class Intake:
         try:
             request = parse_message(body, message_id)
             self._check_url(request)
-            return self._create(request)
+            with self._metrics.job_create_seconds.time():
+                verdict = self._create(request)
         except RefusedMessageError as error:
-            return self._refuse(str(error), error.sender)
+            self._metrics.dead_letters.inc()
+            verdict = self._refuse(str(error), error.sender)
+        self._metrics.messages.labels(type(verdict).__name__.lower()).inc()
+        return verdict
 
     def _check_url(self, request: TrainingRequest) -> None:
         sender = Sender(request.style_id, request.task_id)
@@ -91,31 +99,31 @@ class Intake:
         with self._room:
             if self._is_full(name):
                 return Postpone(5.0, f"MAX_ACTIVE_JOBS={self._options.max_active_jobs} Jobs are active")
-            free = self._styles.enter(job, accepted)
-        if not free and not self._job_options.kueue_queue:
-            hold(job, accepted)
+            place = self._styles.enter(job, accepted)
+        if place is not None and not self._job_options.kueue_queue:
+            hold(job, place)
         try:
             created = self._backend.create(job)
         except (JobRefusedError, JobConflictError) as error:
-            self._changed(name)
+            self._styles.cancel(name)
             raise RefusedMessageError(str(error), _sender(request)) from error
         except BackendUnavailableError as error:
-            self._changed(name)
             self._failures += 1
             seconds = backoff_seconds(self._failures, first=1, most=60, at_least=error.retry_after)
             level = "full" if isinstance(error, BackendBusyError) else "unavailable"
             return Postpone(seconds, f"the backend of Jobs is {level}: {error}")
+        finally:
+            self._changed(name)
         self._failures = 0
         if created:
-            self._log.info("Job created", images=len(request.image_paths), waits_for_style=not free)
+            self._log.info("Job created", images=len(request.image_paths), waits_for_style=place is not None)
         else:
-            self._changed(name)
             self._log.info("the Job of this message exists already")
         return Ack()
 
     def _is_full(self, name: str) -> bool:
         limit = self._options.max_active_jobs
-        return 0 < limit <= self._styles.count() and self._backend.snapshot(name) is None
+        return 0 < limit <= self._styles.count(besides=name) and self._backend.snapshot(name) is None
 
     def _refuse(self, reason: str, sender: Sender) -> Refuse:
         self._log.warning(
@@ -131,7 +139,9 @@ class Intake:
             failure_reason=f"The training request was refused: {reason}. Correct it and send it again.",
         )
         payload = report.failed(sender.style_id, sender.task_id, failure)
-        delivery_id = f"msg_{sender.task_id}_refused"
+        # A task_id may hold what no header may.
+        refusal = hashlib.sha256(f"{sender.task_id}\0{reason}".encode(errors="replace"))
+        delivery_id = f"msg_{refusal.hexdigest()[:32]}_refused"
         return Refuse(reason, json.dumps({"url": url, "payload": payload, "id": delivery_id}).encode())
 
 

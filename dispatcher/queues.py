@@ -34,6 +34,10 @@ class Queues:
             # Exactly as publishers declare it: other arguments are a 406 that breaks them.
             channel.queue_declare(queue, durable=True)
 
+    def depth(self, channel: BlockingChannel) -> int:
+        """Return how many requests wait; declares the queue when it is gone."""
+        return int(channel.queue_declare(self.work, durable=True).method.message_count)
+
 
 def connect(url: str) -> BlockingConnection:
     """Open a connection.

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,7 @@ from dispatcher.backends import Backend, Snapshot
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, diagnose
 from dispatcher.errors import BackendUnavailableError, StaleJobError
 from dispatcher.job import request_of, style_of, task_of
+from dispatcher.metrics import Metrics
 from dispatcher.relay_step import (
     PARKED_ANNOTATION,
     PROCESSING_ANNOTATION,
@@ -57,8 +59,12 @@ class _Lane:
     uid: str
     annotations: dict[str, str] = field(default_factory=dict)
     """Written to the Job by us, and perhaps not yet in the snapshot."""
+    phase: str = ""
+    due_since: float | None = None
     attempts: int = 0
     first_failure: float | None = None
+    retry_at: float = 0.0
+    """When the backend may be told again, in seconds of the monotonic clock."""
     progress: Progress | None = None
     progress_due: float = 0.0
 
@@ -79,9 +85,11 @@ class Relay:
         webhook: Webhook,
         lanes: StyleLanes,
         options: RelayOptions,
+        metrics: Metrics,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         finished: Callable[[], None] = lambda: None,
+        may_relay: Callable[[], bool] = lambda: True,
     ) -> None:
         self._backend = backend
         self._webhook = webhook
@@ -89,6 +97,8 @@ class Relay:
         self._options = options
         self._now = now
         self._finished = finished
+        self._may_relay = may_relay
+        self._metrics = metrics
         self._queue = WorkQueue()
         self._lanes: dict[str, _Lane] = {}
         self._log = structlog.get_logger("relay")
@@ -96,6 +106,10 @@ class Relay:
     def changed(self, name: str) -> None:
         """Look at a Job soon."""
         self._queue.add(name)
+
+    def phases(self) -> dict[str, int]:
+        """Return how many Jobs are in which phase."""
+        return dict(Counter(lane.phase for lane in list(self._lanes.values()) if lane.phase))
 
     def start(self, workers: int) -> list[threading.Thread]:
         """Start the worker threads; they end after `close`."""
@@ -133,7 +147,10 @@ class Relay:
             lane = self._lane(name, snapshot)
             job = lane.overlay(snapshot.job)
             diagnosis = self._diagnose(Snapshot(job, snapshot.pods))
+            lane.phase = diagnosis.phase
             self._observe_style(job, diagnosis)
+            if not self._may_relay():
+                return  # all Jobs are looked at again when this dispatcher's turn comes
             step = next_step(
                 job,
                 diagnosis,
@@ -178,7 +195,7 @@ class Relay:
             case TellProgress(pod):
                 return self._tell_progress(pod, job, lane)
             case Release():
-                self._patch(job, {"metadata": {"finalizers": _without_ours(job)}})
+                self._release(job, lane)
                 return None
             case Wait(seconds):
                 return seconds
@@ -199,22 +216,31 @@ class Relay:
         return None
 
     def _tell(self, notice: Notice, job: Patch, diagnosis: Diagnosis, lane: _Lane) -> float | None:
+        remaining = lane.retry_at - time.monotonic()
+        if remaining > 0:
+            return remaining
         url, delivery_id = self._url(job), f"msg_{job['metadata']['uid']}_{notice.stage}"
+        lane.due_since = lane.due_since or time.monotonic()
         if url is None:
             answer: Delivered | Refused | TryAgain = Refused("there is no webhook_url and no BACKEND_URL")
         else:
             answer = self._webhook.patch(url, self._payload(notice, job, diagnosis), delivery_id)
+        self._metrics.patches.labels(notice, type(answer).__name__.lower()).inc()
         if isinstance(answer, TryAgain) and not self._too_late(lane):
             delay = self._delay(job["metadata"]["name"], answer.retry_after)
+            lane.retry_at = time.monotonic() + delay
             self._log.warning(
                 "status not delivered", status=notice, error=answer.reason, again_in=round(delay, 1)
             )
             return delay
-        lane.attempts, lane.first_failure = 0, None
-        self._record(notice, job, lane, None if isinstance(answer, Delivered) else answer.reason)
-        return 0 if notice is Notice.PROCESSING else None
+        self._metrics.relay_seconds.observe(time.monotonic() - lane.due_since)
+        lane.attempts, lane.first_failure, lane.due_since = 0, None, None
+        last_word = notice is not Notice.PROCESSING
+        parked = None if isinstance(answer, Delivered) else answer.reason
+        self._record(notice, job, lane, parked, release=last_word and not diagnosis.running_pod)
+        return None if last_word else 0
 
-    def _record(self, notice: Notice, job: Patch, lane: _Lane, parked: str | None) -> None:
+    def _record(self, notice: Notice, job: Patch, lane: _Lane, parked: str | None, *, release: bool) -> None:
         """Write down on the Job that a status was delivered, or that it never will be."""
         when = self._now().isoformat(timespec="seconds")
         name = PROCESSING_ANNOTATION if notice is Notice.PROCESSING else TERMINAL_ANNOTATION
@@ -222,7 +248,7 @@ class Relay:
         if parked:
             told[PARKED_ANNOTATION] = f"{notice}: {parked}"
         lane.annotations.update(told)
-        self._annotate(notice, job, told)
+        self._annotate(job, lane, release=release)
         if parked:
             text = (
                 f"The backend will not be told {notice}: {parked}. Remove the annotation {name} to try again."
@@ -233,30 +259,37 @@ class Relay:
             self._log.info("status delivered", status=notice)
             self._backend.record_event(job, "StatusRelayed", f"The backend was told {notice}.")
 
-    def _annotate(self, notice: Notice, job: Patch, told: dict[str, str]) -> None:
+    def _annotate(self, job: Patch, lane: _Lane, *, release: bool) -> None:
         """Record what was told; after the last word the finalizer goes in the same step, where it can."""
-        if notice is not Notice.PROCESSING:
+        if release:
             try:
-                self._patch(job, {"metadata": {"annotations": told, "finalizers": _without_ours(job)}})
+                self._release(job, lane)
             except StaleJobError:
                 # Somebody changed the Job meanwhile. What was told counts; the release follows.
                 self._log.debug("the Job changed while its end was relayed")
             else:
                 return
-        self._patch(job, {"metadata": {"annotations": told}})
+        self._patch(job, {"metadata": {"annotations": lane.annotations}})
+
+    def _release(self, job: Patch, lane: _Lane) -> None:
+        """Take the finalizer away, and write what an earlier patch may have failed to write."""
+        self._patch(job, {"metadata": {"annotations": lane.annotations, "finalizers": _without_ours(job)}})
 
     def _tell_progress(self, pod: str, job: Patch, lane: _Lane) -> float:
         """Tell of progress at most every progress_seconds; a loss is made good by the next one."""
         remaining = lane.progress_due - time.monotonic()
         if remaining > 0:
             return remaining
-        lane.progress_due = time.monotonic() + self._options.progress_seconds
         progress = parse_progress(self._backend.log_tail(pod, lines=20))
         url = self._url(job)
-        if progress and progress != lane.progress and url:
+        if progress is None or progress == lane.progress:
+            return max(1.0, self._options.progress_seconds / 6)
+        lane.progress_due = time.monotonic() + self._options.progress_seconds
+        if url:
             payload = report.processing(style_of(job), task_of(job), progress)
             delivery_id = f"msg_{job['metadata']['uid']}_epoch_{progress.current_epoch}"
             answer = self._webhook.patch(url, payload, delivery_id)
+            self._metrics.patches.labels("progress", type(answer).__name__.lower()).inc()
             if isinstance(answer, Delivered):
                 lane.progress = progress
             else:
@@ -270,23 +303,34 @@ class Relay:
         )
         self._backend.patch(job["metadata"]["name"], change, version)
 
+    def observe_all(self) -> None:
+        """Take note of the styles of all Jobs that are there, before the first request is taken."""
+        for name in self._backend.names():
+            snapshot = self._backend.snapshot(name)
+            if snapshot is not None:
+                self._observe_style(snapshot.job, self._diagnose(snapshot))
+
     def _observe_style(self, job: Patch, diagnosis: Diagnosis) -> None:
-        name = job["metadata"]["name"]
-        others = self._styles.others(name) if diagnosis.terminal else []
-        self._styles.observe(job, finished=diagnosis.terminal)
-        if diagnosis.terminal:
-            self._wake(others)
+        if diagnosis.terminal and not diagnosis.running_pod:
+            self._leave_style(job["metadata"]["name"])
+        else:
+            self._styles.observe(job)
 
     def _forget(self, name: str) -> None:
+        """A Job that the backend does not show is gone, or is not there yet."""
+        expected_for = self._styles.expected_for(name)
+        if expected_for > 0:
+            self._queue.add(name, expected_for)
+            return
         self._lanes.pop(name, None)
-        others = self._styles.others(name)
-        self._styles.leave(name)
-        self._wake(others)
+        self._leave_style(name)
 
-    def _wake(self, names_: list[str]) -> None:
-        for name in names_:
-            self._queue.add(name)
-        self._finished()
+    def _leave_style(self, name: str) -> None:
+        others = self._styles.others(name)
+        if self._styles.leave(name):
+            for other in others:
+                self._queue.add(other)
+            self._finished()
 
     def _lane(self, name: str, snapshot: Snapshot) -> _Lane:
         uid = snapshot.job["metadata"]["uid"]

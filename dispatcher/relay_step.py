@@ -95,7 +95,8 @@ def next_step(
     told = TERMINAL_ANNOTATION in annotations
 
     if told:
-        return Release() if held else Wait()
+        # What still runs still writes: the Job stays, and its style taken, until that has ended.
+        return Release() if held and not diagnosis.running_pod else Wait()
     if deleting and not held:
         return Wait()  # it is going, and was never ours to hold
     if not held:

@@ -1,8 +1,13 @@
 """The running dispatcher: its parts wired together, started in order and stopped in order."""
 
 import os
+import socket
 import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
+from typing import Final, Protocol
 from urllib.parse import urlsplit
 
 import structlog
@@ -11,17 +16,34 @@ from dispatcher.allowed_hosts import AllowedHosts
 from dispatcher.backends import Backend
 from dispatcher.backends.gpus import visible_gpus
 from dispatcher.broker import Broker
+from dispatcher.health import HealthServer
 from dispatcher.intake import Intake, IntakeOptions, Notices
 from dispatcher.job import JobOptions, load_template
+from dispatcher.metrics import Metrics
 from dispatcher.queues import Queues
 from dispatcher.relay import Relay, RelayOptions
 from dispatcher.settings import DispatcherSettings
 from dispatcher.style_lanes import StyleLanes
 from dispatcher.webhook import Webhook
 
+_STALE_SECONDS: Final = 300.0
+"""A watch that is silent for so long does not come back by itself."""
 
-def make_backend(settings: DispatcherSettings) -> Backend:
-    """Return the backend that JOB_BACKEND names.
+
+class LeaseHold(Protocol):
+    """What a Lease is to the service; one machine has none."""
+
+    def is_held(self, for_seconds: float = 0.0) -> bool: ...
+
+    def run(self, stop: threading.Event) -> None: ...
+
+
+MakeLease = Callable[[Callable[[], None]], LeaseHold]
+"""Takes what to call when the hold begins."""
+
+
+def make_backend(settings: DispatcherSettings) -> tuple[Backend, MakeLease | None]:
+    """Return the backend that JOB_BACKEND names, and how to make the Lease that LEASE_NAME names, if any.
 
     Raises:
         DispatcherError: there is no cluster, or another dispatcher has the local state.
@@ -29,16 +51,32 @@ def make_backend(settings: DispatcherSettings) -> Backend:
     if settings.job_backend == "kubernetes":
         from dispatcher.backends.kubernetes import KubernetesBackend
         from dispatcher.backends.kubernetes_client import load_client
+        from dispatcher.backends.lease import Lease
 
         api = load_client(connections=settings.workers + 16)
-        return KubernetesBackend(api, settings.namespace, settings.instance)
+        backend = KubernetesBackend(api, settings.namespace, settings.instance)
+        if not settings.lease_name:
+            return backend, None
+        return backend, partial(Lease, api, settings.namespace, settings.lease_name, socket.gethostname())
     from dispatcher.backends.local import LocalBackend
 
-    return LocalBackend(
+    local = LocalBackend(
         settings.local_state_dir.expanduser(),
         settings.models_dir.expanduser(),
         list(settings.local_gpus) or visible_gpus(os.environ),
         timedelta(seconds=settings.local_first_retry_seconds),
+    )
+    return local, None
+
+
+def open_backend(settings: DispatcherSettings) -> Backend:
+    """Return the backend for a command that looks on beside a running dispatcher."""
+    if settings.job_backend == "kubernetes":
+        return make_backend(settings)[0]
+    from dispatcher.backends.local import LocalBackend
+
+    return LocalBackend(
+        settings.local_state_dir.expanduser(), settings.models_dir.expanduser(), ["cpu"], owner=False
     )
 
 
@@ -50,7 +88,9 @@ def make_allowed_hosts(settings: DispatcherSettings) -> AllowedHosts:
 class Service:
     """Takes requests from the broker to the backend of Jobs, and their statuses to the webhook."""
 
-    def __init__(self, settings: DispatcherSettings, backend: Backend) -> None:
+    def __init__(
+        self, settings: DispatcherSettings, backend: Backend, make_lease: MakeLease | None = None
+    ) -> None:
         allowed_hosts = make_allowed_hosts(settings)
         token, secret = settings.backend_token, settings.webhook_secret
         webhook = Webhook(
@@ -60,8 +100,11 @@ class Service:
             settings.webhook_timeout_seconds,
             connections=settings.workers + 8,
         )
-        lanes = StyleLanes()
+        lanes, metrics = StyleLanes(), Metrics()
         self._backend = backend
+        self._lease = make_lease(self._look_at_all) if make_lease else None
+        # As long as one PATCH may take, the lease must still hold.
+        self._patch_seconds = settings.webhook_timeout_seconds + 5
         self._workers = settings.workers
         self._relay = Relay(
             backend,
@@ -75,7 +118,9 @@ class Service:
                 first_retry_seconds=settings.webhook_first_retry_seconds,
                 most_retry_seconds=settings.webhook_most_retry_seconds,
             ),
+            metrics,
             finished=lambda: self._broker.resume(),
+            may_relay=self._may_relay,
         )
         intake = Intake(
             backend,
@@ -85,26 +130,70 @@ class Service:
             allowed_hosts,
             IntakeOptions(settings.backend_url, settings.max_active_jobs),
             self._relay.changed,
+            metrics,
         )
         notices = Notices(webhook, settings.webhook_first_retry_seconds, settings.webhook_most_retry_seconds)
         queues = Queues(settings.queue)
-        self._broker = Broker(settings.amqp_url.get_secret_value(), queues, intake.handle, notices.send)
+        self._broker = Broker(
+            settings.amqp_url.get_secret_value(),
+            queues,
+            intake.handle,
+            notices.send,
+            metrics.queue_messages.set,
+        )
+        metrics.observe(self._relay.phases, backend.silent_for, lambda: self._broker.connected)
+        self._metrics = metrics
+        self._health_port = settings.health_port
         self._log = structlog.get_logger("service")
 
     def run(self, stop: threading.Event) -> None:
         """Run until stop is set, then let what is under way end."""
+        workers = self._relay.start(self._workers)
         watch = threading.Thread(target=self._backend.run, args=(self._relay.changed, stop), name="backend")
         watch.start()
-        workers = self._relay.start(self._workers)
+        health = self._serve_health([*workers, watch])
+        lease_stop = threading.Event()
+        election = threading.Thread(target=self._hold_lease, args=(lease_stop,), name="lease")
+        election.start()
         # Which styles are in training must be known before a request is taken.
         while not self._backend.synced() and not stop.wait(0.05):
             pass
-        self._broker.run(stop)
+        self._relay.observe_all()
+        try:
+            self._broker.run(stop)
+        finally:
+            stop.set()
         self._log.info("stopping")
         watch.join()
         self._relay.close()
+        deadline = time.monotonic() + 2
         for worker in workers:
-            worker.join(2)
+            worker.join(max(0.0, deadline - time.monotonic()))
+        lease_stop.set()
+        election.join()
+        if health:
+            health.close()
+
+    def _hold_lease(self, stop: threading.Event) -> None:
+        if self._lease:
+            self._lease.run(stop)
+
+    def _may_relay(self) -> bool:
+        return self._lease is None or self._lease.is_held(self._patch_seconds)
+
+    def _look_at_all(self) -> None:
+        for name in self._backend.names():
+            self._relay.changed(name)
+
+    def _serve_health(self, threads: list[threading.Thread]) -> HealthServer | None:
+        if not self._health_port:
+            return None
+        return HealthServer(
+            self._health_port,
+            alive=lambda: self._backend.silent_for() < _STALE_SECONDS and all(t.is_alive() for t in threads),
+            ready=lambda: self._backend.synced() and self._broker.connected,
+            metrics=self._metrics.expose,
+        )
 
 
 def job_options(settings: DispatcherSettings) -> JobOptions:

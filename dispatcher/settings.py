@@ -1,13 +1,14 @@
 """The dispatcher's settings: each field is the environment variable of its name in capitals."""
 
+import base64
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import standardwebhooks
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+from dispatcher.allowed_hosts import AllowedHosts
 from job_contract.settings import EnvironmentSettings
 
 Positive = Annotated[float, Field(gt=0)]
@@ -82,6 +83,11 @@ class DispatcherSettings(EnvironmentSettings):
     local_first_retry_seconds: Positive = 10.0
     """Local backend: before a training's first retry; doubled from there, up to 6 minutes."""
 
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Serves /healthz, /readyz and /metrics; 0: not at all."""
+    lease_name: str | None = None
+    """Kubernetes backend: of the dispatchers that share this Lease one relays at a time; all consume."""
+
     log_format: Literal["auto", "json", "console"] = "auto"
     """`auto`: for people on a terminal, else JSON."""
 
@@ -93,6 +99,12 @@ class DispatcherSettings(EnvironmentSettings):
             if isinstance(value, str)
             else value
         )
+
+    @field_validator("webhook_allowed_hosts")
+    @classmethod
+    def _hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        AllowedHosts(value)  # a network that is none is a ValueError
+        return value
 
     @field_validator("backend_url")
     @classmethod
@@ -106,9 +118,11 @@ class DispatcherSettings(EnvironmentSettings):
     def _signs(cls, value: SecretStr | None) -> SecretStr | None:
         if value:
             try:
-                standardwebhooks.Webhook(value.get_secret_value())
-            except Exception as error:
+                key = base64.b64decode(value.get_secret_value().removeprefix("whsec_"), validate=True)
+            except ValueError as error:
                 raise ValueError("must be whsec_ and base64") from error
+            if not 24 <= len(key) <= 64:
+                raise ValueError("must be whsec_ and base64 of 24 to 64 bytes")
         return value
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ A Job whose style is taken is created suspended; when its turn comes the relay r
 """
 
 import threading
-from datetime import datetime
+import time
 from typing import Any, Final
 
 from dispatcher.job import Manifest, style_label, style_of
@@ -13,7 +13,10 @@ WAITS_ANNOTATION: Final = "lora-trainer.io/waits-for-style"
 """Since when, in nanoseconds of Unix time, a Job waits for its style; the order of release."""
 
 Place = tuple[int, str]
-"""Sorts the Jobs of a style: when the Job was accepted, then its name."""
+"""Sorts the Jobs of a style: those that may run first, then by when they were accepted, then by name."""
+
+_MAY_RUN: Final = 0
+_EXPECTED_SECONDS: Final = 300.0
 
 
 class StyleLanes:
@@ -23,36 +26,53 @@ class StyleLanes:
         self._lock = threading.Lock()
         self._lanes: dict[str, dict[str, Place]] = {}
         self._style_of: dict[str, str] = {}
+        self._expected_until: dict[str, float] = {}
 
-    def enter(self, job: Manifest, accepted_ns: int) -> bool:
-        """Take a place for a Job about to be created; whether its style is free, so that it may start."""
+    def enter(self, job: Manifest, accepted_ns: int) -> int | None:
+        """Take a place for a Job about to be created.
+
+        Returns None when its style is free, so that it may start; else its place in the order of release.
+        """
         name, style = job["metadata"]["name"], _key(job)
         with self._lock:
             lane = self._lanes.setdefault(style, {})
-            free = not any(other != name for other in lane)
-            lane.setdefault(name, (accepted_ns, name))
+            place = lane.setdefault(name, (accepted_ns if lane else _MAY_RUN, name))
             self._style_of[name] = style
-            return free
+            self._expected_until[name] = time.monotonic() + _EXPECTED_SECONDS
+            return None if place[0] == _MAY_RUN or place == min(lane.values()) else place[0]
 
-    def observe(self, job: Manifest, *, finished: bool) -> None:
-        """Take note of a Job that the backend shows."""
-        name = job["metadata"]["name"]
-        if finished:
-            self.leave(name)
-            return
+    def expected_for(self, name: str) -> float:
+        """Return the seconds for which a Job that entered and was not seen yet keeps its place.
+
+        A create that timed out may have been carried out, and the watch may be late.
+        """
         with self._lock:
-            style = _key(job)
+            return max(0.0, self._expected_until.get(name, 0.0) - time.monotonic())
+
+    def cancel(self, name: str) -> None:
+        """Expect a Job no longer: it was not created, and will not be."""
+        with self._lock:
+            self._expected_until.pop(name, None)
+
+    def observe(self, job: Manifest) -> None:
+        """Take note of an unfinished Job that the backend shows."""
+        name, style = job["metadata"]["name"], _key(job)
+        with self._lock:
             self._lanes.setdefault(style, {})[name] = _place(job)
             self._style_of[name] = style
+            self._expected_until.pop(name, None)
 
-    def leave(self, name: str) -> None:
+    def leave(self, name: str) -> bool:
+        """Forget a Job that is finished or gone; whether it was known."""
         with self._lock:
+            self._expected_until.pop(name, None)
             style = self._style_of.pop(name, None)
             lane = self._lanes.get(style) if style else None
             if style and lane is not None:
                 lane.pop(name, None)
                 if not lane:
                     del self._lanes[style]
+            return style is not None
 
     def is_next(self, name: str) -> bool:
         """Whether no Job of the same style that is not finished came before this one."""
@@ -60,10 +80,10 @@ class StyleLanes:
             lane = self._lanes.get(self._style_of.get(name, ""), {})
             return not lane or min(lane.values())[1] == name
 
-    def count(self) -> int:
-        """Return how many Jobs are not finished."""
+    def count(self, besides: str) -> int:
+        """Return how many other Jobs are not finished."""
         with self._lock:
-            return len(self._style_of)
+            return len(self._style_of.keys() - {besides})
 
     def others(self, name: str) -> list[str]:
         """Return the other Jobs of the style, to look at when this one is done."""
@@ -88,9 +108,7 @@ def _key(job: Manifest) -> str:
 
 
 def _place(job: Manifest) -> Place:
-    metadata = job["metadata"]
-    accepted = (metadata.get("annotations") or {}).get(WAITS_ANNOTATION, "")
-    if accepted.isdigit():
-        return int(accepted), metadata["name"]
-    created = datetime.fromisoformat(metadata["creationTimestamp"])
-    return int(created.timestamp()) * 1_000_000_000, metadata["name"]
+    """A Job that may run comes before all that wait, whatever the clocks of two machines say."""
+    name = job["metadata"]["name"]
+    accepted = (job["metadata"].get("annotations") or {}).get(WAITS_ANNOTATION, "")
+    return (int(accepted), name) if waits(job) and accepted.isdigit() else (_MAY_RUN, name)

@@ -26,6 +26,9 @@ SOURCE: Final = "training-server"
 _TEMPORARY: Final = {302, 303, 307, 401, 403, 407, 408, 409, 423, 425, 429}
 
 
+_MOST_RETRY_AFTER: Final = 86_400.0
+
+
 @dataclass(frozen=True)
 class Delivered:
     pass
@@ -122,9 +125,10 @@ class Webhook:
 
 
 def _retry_after(header: str | None) -> float | None:
+    """Read seconds or a date; a receiver that asks for a year gets a day."""
     try:
-        return Retry().parse_retry_after(header) if header else None
-    except InvalidHeader:
+        return min(Retry().parse_retry_after(header), _MOST_RETRY_AFTER) if header else None
+    except (InvalidHeader, ValueError, OverflowError):
         return None
 
 

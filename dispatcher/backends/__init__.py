@@ -55,11 +55,14 @@ class Backend(Protocol):
     def record_event(self, job: Manifest, reason: str, message: str, *, warning: bool = False) -> None:
         """Leave a line that `kubectl describe job` shows."""
 
+    def load(self) -> None:
+        """Read everything once, for a command that does not run on."""
+
     def run(self, changed: Callable[[str], None], stop: Event) -> None:
         """Keep the snapshots fresh and report the name of every Job that changed, until stop is set."""
 
     def synced(self) -> bool:
         """Whether the first snapshots are complete."""
 
-    def healthy(self) -> bool:
-        """Whether the snapshots are fresh."""
+    def silent_for(self) -> float:
+        """Return the seconds since the snapshots were last known to be fresh."""

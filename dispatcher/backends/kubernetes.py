@@ -18,13 +18,12 @@ from dispatcher.backends import Snapshot
 from dispatcher.backends.kubernetes_client import describe, translated, unreachable
 from dispatcher.backends.kubernetes_slim import JOB_NAME_LABEL, slim_job, slim_pod
 from dispatcher.backends.reflector import Reflector, Thing
-from dispatcher.errors import JobConflictError, StaleJobError
+from dispatcher.errors import BackendUnavailableError, JobConflictError, StaleJobError
 from dispatcher.job import SELECTOR, Manifest, same_request
 from job_contract import names
 from job_contract.redaction import redact
 
 _TIMEOUT: Final = (5, 30)
-_STALE_SECONDS: Final = 300.0
 
 
 class KubernetesBackend:
@@ -74,8 +73,11 @@ class KubernetesBackend:
             raise unreachable(error) from error
         else:
             return True
+        # 409 is also what a quota that was being changed answers: only a Job that is there counts.
         existing = self._read(name)
-        if existing is not None and not same_request(existing, job):
+        if existing is None:
+            raise BackendUnavailableError(f"the Job {name} could not be created: a conflict, and no such Job")
+        if not same_request(existing, job):
             raise JobConflictError(
                 f"task_id was used before for another request of this style, whose Job is {name}; "
                 "give the new request a task_id of its own"
@@ -171,6 +173,15 @@ class KubernetesBackend:
             }
         )
 
+    def load(self) -> None:
+        try:
+            self._jobs.load()
+            self._pods.load()
+        except ApiException as error:
+            raise translated(error, "the Jobs could not be listed") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(error) from error
+
     def run(self, changed: Callable[[str], None], stop: threading.Event) -> None:
         self._report = changed
         threads = [
@@ -193,8 +204,8 @@ class KubernetesBackend:
     def synced(self) -> bool:
         return self._jobs.synced.is_set() and self._pods.synced.is_set()
 
-    def healthy(self) -> bool:
-        return self.synced() and max(self._jobs.silent_for, self._pods.silent_for) < _STALE_SECONDS
+    def silent_for(self) -> float:
+        return max(self._jobs.silent_for, self._pods.silent_for)
 
     def _job_changed(self, job: Thing) -> None:
         self._report(job["metadata"]["name"])

@@ -31,7 +31,7 @@ from dispatcher.backends.local_status import (
     next_action,
     terminated,
 )
-from dispatcher.errors import DispatcherError, JobConflictError, StaleJobError
+from dispatcher.errors import BackendUnavailableError, DispatcherError, JobConflictError, StaleJobError
 from dispatcher.job import Manifest, same_request, trainer_container
 
 _SHUTDOWN_SECONDS = 25.0
@@ -44,6 +44,7 @@ class LocalBackend:
         slots: the GPUs as CUDA_VISIBLE_DEVICES names them, or `["cpu"]`.
         first_backoff: before the first retry; Kubernetes has 10 s.
         environment: the dispatcher's own; the trainer's settings come from it.
+        owner: False to look on beside the dispatcher that runs.
 
     Raises:
         DispatcherError: another dispatcher owns the state folder.
@@ -56,6 +57,8 @@ class LocalBackend:
         slots: list[str],
         first_backoff: timedelta = timedelta(seconds=10),
         environment: Mapping[str, str] = os.environ,
+        *,
+        owner: bool = True,
     ) -> None:
         self._jobs_dir = state_dir.resolve() / "jobs"
         self._models_dir = models_dir.resolve()
@@ -71,6 +74,16 @@ class LocalBackend:
         self._closed = False
         self._log = structlog.get_logger("local")
         self._jobs_dir.mkdir(parents=True, exist_ok=True)
+        self._is_owner = owner
+        if owner:
+            self._own(state_dir)
+        self.load()
+        if owner:
+            for name, pods in self._pods.items():
+                for pod in pods:
+                    self._follow(name, pod)
+
+    def _own(self, state_dir: Path) -> None:
         self._owner = (state_dir / "lock").open("a")
         try:
             fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,7 +91,6 @@ class LocalBackend:
             raise DispatcherError(
                 f"another dispatcher runs with LOCAL_STATE_DIR={state_dir}; stop it, or name another folder"
             ) from error
-        self._load()
 
     def create(self, job: Manifest) -> bool:
         name = job["metadata"]["name"]
@@ -97,9 +109,12 @@ class LocalBackend:
                 "creationTimestamp": datetime.now(UTC).isoformat(),
             }
             stored["status"] = {}
-            (self._jobs_dir / name).mkdir(exist_ok=True)
+            try:
+                (self._jobs_dir / name).mkdir(exist_ok=True)
+                write_json(self._jobs_dir / name / "job.json", stored)
+            except OSError as error:
+                raise BackendUnavailableError(f"the Job {name} cannot be written: {error}") from error
             self._jobs[name], self._pods[name] = stored, []
-            self._save(name)
         self._touch(name)
         return True
 
@@ -116,6 +131,8 @@ class LocalBackend:
             return list(self._jobs)
 
     def patch(self, name: str, change: dict[str, Any], resource_version: str | None = None) -> None:
+        if not self._is_owner:
+            raise DispatcherError("the Jobs of this machine change only through the dispatcher that runs")
         with self._lock:
             job = self._jobs.get(name)
             if job is None:
@@ -146,8 +163,8 @@ class LocalBackend:
     def synced(self) -> bool:
         return True
 
-    def healthy(self) -> bool:
-        return True
+    def silent_for(self) -> float:
+        return 0.0
 
     def run(self, changed: Callable[[str], None], stop: threading.Event) -> None:
         """Play the Job controller until stop is set; then interrupt what runs: it resumes next time."""
@@ -279,15 +296,13 @@ class LocalBackend:
         job["metadata"]["resourceVersion"] = str(int(job["metadata"]["resourceVersion"]) + 1)
         write_json(self._jobs_dir / name / "job.json", job)
 
-    def _load(self) -> None:
+    def load(self) -> None:
         for folder in sorted(self._jobs_dir.iterdir()):
             if not (folder / "job.json").exists():
                 continue  # the create was cut off before it counted: its message comes again
             self._jobs[folder.name] = json.loads((folder / "job.json").read_text())
             attempts = sorted((folder / "pods").glob("*/pod.json"), key=lambda path: path.stat().st_ctime)
             self._pods[folder.name] = [LocalPod.load(path.parent) for path in attempts]
-            for pod in self._pods[folder.name]:
-                self._follow(folder.name, pod)
 
 
 def _gpus(job: Manifest) -> int:

@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Final
 
 import structlog
 import urllib3
@@ -19,6 +19,9 @@ from kubernetes.client import ApiException
 from dispatcher.retry import backoff_seconds
 
 Thing = dict[str, Any]
+
+_SHORT_SECONDS: Final = 1.0
+_LONG_SECONDS: Final = 10.0
 
 
 class _GoneError(Exception):
@@ -78,21 +81,29 @@ class Reflector:
             except (ValueError, OSError, RuntimeError) as error:
                 self._log.debug("the watch had ended already", error=str(error))
 
+    def load(self) -> None:
+        """List once; ApiException and urllib3's errors pass through."""
+        self._list()
+
     def run(self, stop: threading.Event) -> None:
         attempt = 0
         while not stop.is_set():
+            began = time.monotonic()
             try:
                 version = self._list()
-                attempt = 0
                 while not stop.is_set():
+                    began = time.monotonic()
                     version = self._watch(version)
+                    if time.monotonic() - began < _SHORT_SECONDS:
+                        stop.wait(backoff_seconds(1, first=0.2))  # a server that hangs up on everybody
             except _GoneError:
                 self._log.info("the watched version is gone, listing again", kind=self._kind)
                 stop.wait(backoff_seconds(1, first=0.1))
-            except (ApiException, urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever an API server answers, look again
                 if stop.is_set():
                     return
-                attempt += 1
+                # Only a watch that held for a while starts the back-off afresh: lists are dear.
+                attempt = 1 if time.monotonic() - began > _LONG_SECONDS else attempt + 1
                 delay = backoff_seconds(attempt, first=0.5, most=30)
                 self._log.warning(
                     "watch broken, listing again",
@@ -184,4 +195,4 @@ def _version(thing: Thing) -> str:
 
 def _brief(error: Exception) -> str:
     """Name an API error without its headers and body, which may hold secrets."""
-    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else str(error)
+    return f"{error.status} {error.reason}" if isinstance(error, ApiException) else repr(error)

@@ -1,8 +1,10 @@
 """The parts around the dispatcher that tests, demo and benchmarks run against; none imports pytest.
 
-broker.py          a private RabbitMQ node (real)
-proxy.py           a TCP proxy that cuts, refuses and stalls connections to any server
-receiver.py        the backend: a real HTTP server that records every PATCH
-api_server.py      an API server that behaves as Kubernetes 1.36 does, on a socket
-job_controller.py  the Job controller, scheduler and kubelet of that server
+- broker.py: a private RabbitMQ node (real)
+- proxy.py: a TCP proxy that cuts, refuses and stalls connections to any server
+- receiver.py: the backend, a real HTTP server that records every PATCH
+- api_server.py: an API server that behaves as Kubernetes 1.36 does, on a socket; made of kube_*.py
+- job_controller.py: the Job controller, scheduler and kubelet of that server; made of kubelet.py, *_states.py
+  and job_automation.py
+- http_server.py and ports.py: what receiver and API server share
 """

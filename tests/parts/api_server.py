@@ -3,7 +3,8 @@
     with ApiServer() as server:
         kubernetes.client.BatchV1Api(server.client())    a real client with the dispatcher's token
         server.client(admin=True)                        one that RBAC rules and faults do not touch
-        server.kubeconfig(folder / "kubeconfig")         writes the file, returns its path
+        server.kubeconfig(folder / "kubeconfig")         writes the file, returns its path; with admin=True
+                                                         one that kubectl can use
         server.url, server.token, server.namespace       the namespace exists; "default" unless told otherwise
 
 Served: namespaces, nodes, pods (status, log), events (v1 and events.k8s.io/v1), configmaps, secrets, leases,
@@ -69,6 +70,8 @@ class ApiServer(Front):
         self.token = token
         self.namespace = namespace
         self._server = HttpServer(self.handle)
+        # kubectl sends no token over plain HTTP, so whoever comes here is the administrator.
+        self._admin_server = HttpServer(self.handle_as_admin)
         self.put({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": namespace}})
         self.start()
 
@@ -82,11 +85,13 @@ class ApiServer(Front):
 
     def start(self) -> None:
         self._server.start()
+        self._admin_server.start()
 
     def stop(self) -> None:
         """Refuse connections from now on and cut those that are open."""
         self.faults.release_hangs()
         self._server.stop()
+        self._admin_server.stop()
         self.watches.end("reset")
 
     def cut_connections(self) -> None:
@@ -109,13 +114,18 @@ class ApiServer(Front):
         return kubernetes_client.ApiClient(configuration)
 
     def kubeconfig(self, path: Path, token_file: Path | None = None, admin: bool = False) -> Path:
-        """Write a kubeconfig with the token, or with a file that holds it and may be rotated."""
-        token = ADMIN_TOKEN if admin else self.token
-        user = {"tokenFile": str(token_file)} if token_file else {"token": token}
+        """Write a kubeconfig with the token, or with a file that holds it and may be rotated.
+
+        Only the administrator's works for kubectl, which sends no token over plain HTTP.
+        """
+        url = f"http://127.0.0.1:{self._admin_server.port}" if admin else self.url
+        user = (
+            {"tokenFile": str(token_file)} if token_file else {"token": ADMIN_TOKEN if admin else self.token}
+        )
         config = {
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "tests", "cluster": {"server": self.url}}],
+            "clusters": [{"name": "tests", "cluster": {"server": url}}],
             "users": [{"name": "tests", "user": user}],
             "contexts": [
                 {

@@ -29,6 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.parts.ports import free_port
+
 # Debian's /usr/sbin/rabbitmq-server switches to the user rabbitmq; this one runs as whoever calls it.
 SERVER: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
@@ -49,14 +51,6 @@ class RabbitNotFoundError(Exception):
 
 class RabbitStartError(Exception):
     """The node did not start; the text holds the end of its log."""
-
-
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class RabbitNode:

@@ -16,6 +16,8 @@ from http import HTTPStatus
 from typing import Any, BinaryIO
 from urllib.parse import parse_qsl, unquote
 
+from tests.parts.ports import free_port
+
 
 class DropConnectionError(Exception):
     """Raised by a handler or a stream: cut the connection with a reset, without another byte."""
@@ -51,7 +53,7 @@ class HttpServer:
 
     def __init__(self, handle: Callable[[HttpRequest], HttpResponse], port: int = 0) -> None:
         self._handle = handle
-        self.port = port
+        self.port = port or free_port()
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._listener: socket.socket | None = None
@@ -59,7 +61,6 @@ class HttpServer:
     def start(self) -> None:
         if self._listener is None:
             self._listener = socket.create_server(("127.0.0.1", self.port), backlog=512)
-            self.port = self._listener.getsockname()[1]
             threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self) -> None:

@@ -14,19 +14,27 @@ Step by step, as a test says; Jobs and pods are named, in the server's namespace
         controller.preempt("job", exit_code=75)          DisruptionTarget, SIGTERM, this exit code
         controller.exceed_deadline("job")
         controller.sync("job")                           one look of the Job controller: counts pods that
-        controller.expire_ttl("job")                     deletes a finished Job as the TTL controller
+                                                         ended, podFailurePolicy, backoffLimit, suspend.
                                                          It makes no pod: a retry is the next start_pod
         controller.expire_ttl("job")                     deletes a finished Job as the TTL controller does
+        controller.job("job"), controller.pod(pod), controller.pods("job")    what is there; not to be changed
         controller.end_deleted_pods(exit_code=75)        the kubelet's part for pods with a deletionTimestamp
 
 By itself, in a thread, for all Jobs: pods, retries, deadline, suspend, TTL, deletion (job_automation.py):
         controller.run_all()                             every training succeeds at once
         controller.run_all(lambda job, attempt: Run(70, message="{...}", seconds=0.5))
         controller.stop()
+
+A whole cluster in the foreground, until SIGINT or SIGTERM, in which every training succeeds:
+`python -m tests.parts.job_controller --kubeconfig FILE --seconds 0.1`; it prints its URL when it is ready.
 """
 
+import argparse
+import contextlib
 import secrets
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -253,3 +261,25 @@ class JobController(Kubelet):
 
     def _change_job(self, name: str, change: Callable[[Object], Object]) -> None:
         self.store.replace(_JOBS, (self.namespace, name), change)
+
+
+def main() -> None:
+    """Run an API server whose Jobs run by themselves."""
+    parser = argparse.ArgumentParser(description="Play a Kubernetes cluster until SIGINT or SIGTERM.")
+    parser.add_argument("--kubeconfig", type=Path, required=True, help="is written, for the dispatcher")
+    parser.add_argument("--seconds", type=float, default=0.0, help="how long each training takes")
+    arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        ApiServer() as server,
+        JobController(server) as controller,
+    ):
+        controller.run_all(lambda job, attempt: Run(seconds=arguments.seconds))
+        server.kubeconfig(arguments.kubeconfig)
+        print(server.url, flush=True)
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()

@@ -110,7 +110,8 @@ class Changes:
         faults = list(kube_rules.metadata_faults(call.resource, metadata))
         metadata["uid"] = str(uuid.uuid4())
         if call.resource.plural == "jobs" and not faults:
-            kube_rules.add_job_defaults(value)
+            kube_rules.complete_job(value)
+            kube_rules.add_job_defaults(value["spec"])
             faults = list(kube_rules.job_faults(value))
         elif call.resource.plural == "pods":
             kube_rules.add_pod_defaults(value["spec"])
@@ -173,6 +174,7 @@ class Changes:
                 )
             )
         if call.resource.plural == "jobs":
+            kube_rules.add_job_defaults(new["spec"])
             faults += kube_rules.job_faults(new)
             faults += kube_rules.job_update_faults(old, new)
         _refuse(call, call.name, faults)

@@ -36,8 +36,8 @@ _MUST_BE_VALUE: Final = (
 )
 
 
-def add_job_defaults(job: dict[str, Any]) -> None:
-    """Add what the API server writes into a new Job; needs metadata.name and metadata.uid."""
+def complete_job(job: dict[str, Any]) -> None:
+    """Write the identity into a new Job that has its metadata.name and metadata.uid; it has no status yet."""
     spec, template = job["spec"], job["spec"].setdefault("template", {})
     uid, name = job["metadata"]["uid"], job["metadata"]["name"]
     if not spec.get("manualSelector"):
@@ -46,6 +46,10 @@ def add_job_defaults(job: dict[str, Any]) -> None:
         metadata = template.setdefault("metadata", {})
         metadata["labels"] = {**metadata.get("labels", {}), **owner, **names}
         spec.setdefault("selector", {"matchLabels": owner})
+    job["status"] = {}
+
+
+def add_job_defaults(spec: dict[str, Any]) -> None:
     defaults = {
         "completions": 1,
         "parallelism": 1,
@@ -60,8 +64,7 @@ def add_job_defaults(job: dict[str, Any]) -> None:
     for rule in spec.get("podFailurePolicy", {}).get("rules", ()):
         for pattern in rule.get("onPodConditions", ()):
             pattern.setdefault("status", "True")
-    job["status"] = {}
-    add_pod_defaults(template.get("spec", {}))
+    add_pod_defaults(spec["template"].get("spec", {}))
 
 
 def add_pod_defaults(pod: dict[str, Any]) -> None:

@@ -66,10 +66,10 @@ def not_found(qualified: str, name: str) -> ApiError:
     return ApiError(404, f'{qualified} "{name}" not found', details=_details(qualified, name))
 
 
-def already_exists(qualified: str, name: str) -> ApiError:
-    return ApiError(
-        409, f'{qualified} "{name}" already exists', "AlreadyExists", details=_details(qualified, name)
-    )
+def already_exists(qualified: str, name: str, being_deleted: bool = False) -> ApiError:
+    prefix = "object is being deleted: " if being_deleted else ""
+    message = f'{prefix}{qualified} "{name}" already exists'
+    return ApiError(409, message, "AlreadyExists", details=_details(qualified, name))
 
 
 def conflict(qualified: str, name: str, why: str | None = None) -> ApiError:

@@ -109,8 +109,10 @@ class Store:
             ApiError: 409 AlreadyExists.
         """
         with self.changed:
-            if key in self._objects.get(resource.plural, {}):
-                raise kube_status.already_exists(resource.qualified, key[1])
+            existing = self.get(resource.plural, key)
+            if existing is not None:
+                being_deleted = "deletionTimestamp" in existing.value["metadata"]
+                raise kube_status.already_exists(resource.qualified, key[1], being_deleted)
             metadata = value["metadata"]
             metadata.setdefault("uid", str(uuid.uuid4()))
             metadata["creationTimestamp"] = now()

@@ -17,6 +17,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
+from tests.parts.ports import free_port
+
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 
@@ -27,8 +29,8 @@ class TcpProxy:
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._flowing = threading.Event()
         self._flowing.set()
-        self._listener = self._listen(0)
-        self.port: int = self._listener.getsockname()[1]
+        self.port = free_port()
+        self._listener = self._listen()
 
     def __enter__(self) -> Self:
         return self
@@ -60,14 +62,14 @@ class TcpProxy:
     def resume(self) -> None:
         self._flowing.set()
         if self._listener.fileno() == -1:
-            self._listener = self._listen(self.port)
+            self._listener = self._listen()
 
     def close(self) -> None:
         self.refuse()
         self._flowing.set()  # lets stalled threads see that their sockets are gone
 
-    def _listen(self, port: int) -> socket.socket:
-        listener = socket.create_server(("127.0.0.1", port), backlog=128)
+    def _listen(self) -> socket.socket:
+        listener = socket.create_server(("127.0.0.1", self.port), backlog=128)
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
         return listener
 
@@ -83,32 +85,38 @@ class TcpProxy:
                 _reset(client)
                 continue
             server.settimeout(None)
-            pair = (client, server)
-            for end in pair:
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with self._lock:
-                self._pairs.add(pair)
-            threading.Thread(target=self._carry, args=(client, server, pair), daemon=True).start()
-            threading.Thread(target=self._carry, args=(server, client, pair), daemon=True).start()
+            threading.Thread(target=self._serve, args=(client, server), daemon=True).start()
 
-    def _carry(
-        self, source: socket.socket, sink: socket.socket, pair: tuple[socket.socket, socket.socket]
-    ) -> None:
-        with contextlib.suppress(OSError):
+    def _serve(self, client: socket.socket, server: socket.socket) -> None:
+        pair = (client, server)
+        for end in pair:
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self._lock:
+            self._pairs.add(pair)
+        back = threading.Thread(target=self._carry, args=(server, client), daemon=True)
+        back.start()
+        self._carry(client, server)
+        back.join()
+        with self._lock:
+            self._pairs.discard(pair)
+        for end in pair:
+            end.close()
+
+    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+        """Carry bytes until their source ends; an end that is lost takes the other with it."""
+        try:
             while data := source.recv(65536):
                 self._flowing.wait()
                 sink.sendall(data)
             self._flowing.wait()
             sink.shutdown(socket.SHUT_WR)
-            return
-        with self._lock:
-            self._pairs.discard(pair)
-        for end in pair:
-            _reset(end)
+        except OSError:
+            _reset(source)
+            _reset(sink)
 
 
 def _reset(end: socket.socket) -> None:
-    """Close with a TCP reset, which also wakes a thread that waits in recv."""
+    """Close with a TCP reset, and wake a thread that waits in recv."""
     with contextlib.suppress(OSError):
         end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         end.shutdown(socket.SHUT_RDWR)

@@ -64,14 +64,13 @@ def test_confirmed_message_survives_restart_and_kill(rabbit: RabbitNode) -> None
     assert take(rabbit.url) == b"two"
 
 
+@pytest.mark.usefixtures("rabbit")  # says what to do where no broker is installed
 def test_node_in_the_foreground_leaves_no_process_when_its_starter_is_killed(tmp_path: Path) -> None:
     folder = (tmp_path / "node").resolve()
     command = [sys.executable, "-m", "tests.parts.broker", "--folder", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as starter:
         assert starter.stdout is not None
         url = starter.stdout.readline().strip()
-        if not url:
-            pytest.skip("rabbitmq-server is not installed")
         publish(url, b"one")
         assert processes_in(folder)
         starter.send_signal(signal.SIGKILL)

@@ -11,16 +11,6 @@ from tests.parts.job_controller import JobController, Run
 from tests.parts_tests.jobs import job
 
 
-@pytest.fixture
-def jobs(api_server: ApiServer) -> Any:
-    return client.BatchV1Api(api_server.client())
-
-
-@pytest.fixture
-def core(api_server: ApiServer) -> Any:
-    return client.CoreV1Api(api_server.client())
-
-
 def conditions(jobs: Any, name: str) -> list[tuple[str, str]]:
     status = jobs.read_namespaced_job(name, "default").status
     return [(item.type, item.reason) for item in status.conditions or []]

@@ -162,7 +162,9 @@ def test_file_that_reads_differently_is_no_success(
     monkeypatch.setattr("trainer.export.write_atomically", write_something_else)
     with pytest.raises(StorageError, match="reads differently"):
         export_weights(tmp_path / "lora.safetensors", adapter.split(adapter.weights), plan, FACTS)
-    monkeypatch.setattr("trainer.export.write_atomically", lambda path, content: path.write_bytes(content[:-9]))
+    monkeypatch.setattr(
+        "trainer.export.write_atomically", lambda path, content: path.write_bytes(content[:-9])
+    )
     with pytest.raises(StorageError, match="cannot be read back"):
         export_weights(tmp_path / "lora.safetensors", adapter.split(adapter.weights), plan, FACTS)
 

@@ -1,4 +1,4 @@
-"""The lean LoRA layer computes what peft's computes, and its float32 weights are the ones that are trained."""
+"""The lean LoRA layer computes what peft's does, and the weights that are trained are float32."""
 
 import copy
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_sd15_gets_128_layers_and_nothing_else_trains(tiny_base: Path) -> None:
 
 
 def test_half_precision_base_keeps_float32_weights_in_the_optimizer(attention: nn.Module) -> None:
-    """Adapters in the base's dtype make the scaler refuse: "Attempting to unscale FP16 gradients" (failure 1)."""
+    """Adapters in the base's dtype: "Attempting to unscale FP16 gradients" (failure 1)."""
     adapter = attach_lora(attention.half(), rank=4, alpha=32, seed=1)
     optimizer = AdapterOptimizer(adapter, [1e-4] * 3, weight_decay=0.01, max_grad_norm=1.0)
     x, text = torch.randn(2, 5, 8).half(), torch.randn(2, 3, 6).half()

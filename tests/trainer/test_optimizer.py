@@ -8,7 +8,11 @@ from trainer.optimizer import AdapterOptimizer, learning_rates
 
 
 def make_optimizer(
-    dtype: torch.dtype = torch.float32, *, steps: int = 10, weight_decay: float = 0.0, max_grad_norm: float = 1.0
+    dtype: torch.dtype = torch.float32,
+    *,
+    steps: int = 10,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
 ) -> tuple[AdapterOptimizer, Adapter]:
     weights = torch.linspace(-1, 1, 6, dtype=dtype)
     adapter = Adapter({}, 4, 32.0, weights, torch.zeros_like(weights))

@@ -58,9 +58,7 @@ def test_an_epoch_shows_every_image_once_and_fills_its_last_batch_with_the_rest(
 def test_images_of_one_batch_have_one_shape() -> None:
     wide: Shape = (4, 4, 16)
     shapes = [SQUARE, wide, SQUARE, wide, SQUARE]
-    draws = draw_epoch(
-        1, 1, shapes, batch_size=2, timesteps=1000, random_flip=True, caption_dropout=0.1
-    )
+    draws = draw_epoch(1, 1, shapes, batch_size=2, timesteps=1000, random_flip=True, caption_dropout=0.1)
     assert all(len({shapes[image] for image in batch}) == 1 for batch in draws.batches)
     assert len(draws.batches) == steps_per_epoch(shapes, 2) == 3
     assert [tuple(noise.shape) for noise in draws.noise] == shapes

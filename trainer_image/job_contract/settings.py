@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 
 class InvalidSettingsError(Exception):
@@ -36,6 +36,8 @@ class EnvironmentSettings(BaseSettings):
                 for fault in error.errors(include_url=False, include_input=False)
             )
             raise InvalidSettingsError(f"the settings cannot be used: {faults}") from error
+        except SettingsError as error:  # a list or an object that is not JSON
+            raise InvalidSettingsError(f"the settings cannot be used: {error}") from error
 
 
 def _refuse_misspelt(environment: Mapping[str, str], known: set[str]) -> None:

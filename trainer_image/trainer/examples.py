@@ -69,13 +69,13 @@ def fit_picture(picture: Image.Image, resolution: int, *, aspect_buckets: bool) 
 
 
 def bucket_sizes(resolution: int) -> list[tuple[int, int]]:
-    """Return sizes (width, height) of at most resolution^2 pixels and a shape of at most 2:1."""
-    sizes = []
-    for width in range(_BUCKET_STEP, 2 * resolution + 1, _BUCKET_STEP):
-        height = min(resolution * resolution // width // _BUCKET_STEP * _BUCKET_STEP, 2 * resolution)
-        if height and max(width, height) <= 2 * min(width, height):
-            sizes.append((width, height))
-    return sizes
+    """Return sizes (width, height) of at most resolution^2 pixels and a shape of at most 5:2."""
+    sizes = set()
+    for width in range(_BUCKET_STEP, resolution + 1, _BUCKET_STEP):
+        height = resolution * resolution // width // _BUCKET_STEP * _BUCKET_STEP
+        if 2 * height <= 5 * width:
+            sizes |= {(width, height), (height, width)}
+    return sorted(sizes)
 
 
 def encode_pictures(

@@ -8,6 +8,7 @@ diffusers' own layout keeps alpha in the header only, where the others do not lo
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -55,7 +56,7 @@ def make_metadata(plan: TrainingPlan, facts: TrainingFacts, body_sha256: str) ->
     """Return the header's metadata: sd-scripts' ss_* names, ModelSpec 1.0.0, and our own fingerprint."""
     name = f"style-{facts.style_id}"
     size = f"{plan.resolution}x{plan.resolution}"
-    tags = {tag.strip(): 1 for caption in facts.captions for tag in caption.split(",") if tag.strip()}
+    tags = Counter(tag.strip() for caption in facts.captions for tag in caption.split(",") if tag.strip())
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(plan.lora_rank),

@@ -4,10 +4,12 @@ Sources named below: LoRA = Hu et al. 2021 (arXiv 2106.09685); min-SNR = Hang et
 diffusers = its train_text_to_image_lora.py example; SD 1.5 = its model card.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
+from pydantic_settings import NoDecode
 
 from job_contract.names import MODELS_MOUNT_DIR, TERMINATION_MESSAGE_PATH
 from job_contract.settings import EnvironmentSettings
@@ -91,17 +93,26 @@ class TrainerSettings(EnvironmentSettings):
     """The newest, and an older one in case the newest is damaged."""
 
     # Sample pictures.
-    sample_prompts: Annotated[tuple[str, ...], Field(max_length=8)] = (
+    sample_prompts: Annotated[tuple[str, ...], NoDecode, Field(max_length=8)] = (
         "a portrait of a woman",
         "a house by a lake",
     )
-    """Each is a column of samples.png; the trigger word is put before it. An empty list draws none."""
+    """Each is a column of samples.png; the trigger word is put before it. [] draws none."""
     sample_steps: Annotated[int, Field(ge=1, le=100)] | None = None
     """Denoising steps a picture; by default 20 on CUDA and 4 on a CPU."""
     sample_guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
     """Classifier-free guidance (SD 1.5's pipeline)."""
     sample_every_epochs: Annotated[int, Field(ge=0)] = 0
     """A row of samples.png every so many epochs, between before and after; 0 draws only those two."""
+
+    @field_validator("sample_prompts", mode="before")
+    @classmethod
+    def _json_list(cls, value: object) -> object:
+        # Not left to pydantic-settings, whose error does not come through validation.
+        try:
+            return tuple(json.loads(value)) if isinstance(value, str) else value
+        except (ValueError, TypeError) as error:
+            raise ValueError('must be a JSON list of texts, like ["a cat", "a dog"]') from error
 
     @field_validator("models_dir", "termination_message_path")
     @classmethod

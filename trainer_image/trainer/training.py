@@ -1,6 +1,7 @@
 """The training loop."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -206,19 +207,15 @@ class Training:
             TrainingError: one is not a number, and not because the fp16 scaler tried too large a scale.
         """
         losses, norms = _stack(self._losses), _stack(self._norms)
-        first_step = self.step - len(losses) + 1
-        bad = (~torch.isfinite(losses)).nonzero()
+        # A norm that overflowed at a larger scale was skipped, and the scale made smaller.
+        bad_norms = ~torch.isfinite(norms) & (self._parts.optimizer.loss_scale <= 1)
+        bad = (~torch.isfinite(losses) | bad_norms).nonzero()
         if bad.numel():
+            index = int(bad[0])
+            name, values = ("gradient", norms) if math.isfinite(losses[index]) else ("loss", losses)
             raise TrainingError(
-                f"The loss is {losses[bad[0]].item()} at step {first_step + int(bad[0])}; try a lower "
-                "learning_rate or LORA_ALPHA, or MIXED_PRECISION=no."
-            )
-        bad = (~torch.isfinite(norms)).nonzero()
-        if bad.numel() and self._parts.optimizer.loss_scale <= 1:
-            # A larger scale may overflow, and the scaler has skipped that step and made it smaller.
-            raise TrainingError(
-                f"The gradient is not a number at step {first_step + int(bad[0])}; try a lower learning_rate "
-                "or LORA_ALPHA."
+                f"The {name} is {values[index].item()} at step {self.step - len(losses) + index + 1}; try a "
+                "lower learning_rate or LORA_ALPHA, or MIXED_PRECISION=no."
             )
         return losses, norms
 

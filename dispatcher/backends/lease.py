@@ -1,0 +1,118 @@
+"""Which of several dispatchers relays: a Lease that one of them holds at a time.
+
+The client's own leader election neither stops nor says when its hold becomes doubtful. Here a hold is
+good only until the lease would run out by this side's clock, counted from before the request was
+sent; who relays asks for as much time as a PATCH may take. So two never relay at once.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+import urllib3
+from kubernetes import client
+from kubernetes.client import ApiException
+
+from dispatcher.backends.kubernetes_client import describe
+
+_DURATION: Final = 45
+_RENEW_EVERY: Final = 5.0
+_TIMEOUT: Final = (3, 5)
+
+
+class Lease:
+    """Tries to hold a Lease; `is_held` may be called from any thread.
+
+    Args:
+        identity: who holds it; the pod's name, so that a restarted container goes on at once.
+        acquired: called when the hold begins.
+    """
+
+    def __init__(
+        self, api: client.ApiClient, namespace: str, name: str, identity: str, acquired: Callable[[], None]
+    ) -> None:
+        self._leases = client.CoordinationV1Api(api)
+        self._namespace = namespace
+        self._name = name
+        self._identity = identity
+        self._acquired = acquired
+        self._held_until = 0.0
+        self._seen: tuple[str, str] | None = None
+        self._seen_at = 0.0
+        self._log = structlog.get_logger("lease")
+
+    def is_held(self, for_seconds: float = 0.0) -> bool:
+        """Whether the lease is held, and still is after for_seconds."""
+        return time.monotonic() + for_seconds < self._held_until
+
+    def run(self, stop: threading.Event) -> None:
+        """Acquire and renew until stop is set, then let go."""
+        while not stop.is_set():
+            had = self.is_held()
+            try:
+                self._acquire_or_renew()
+            except (ApiException, urllib3.exceptions.HTTPError) as error:
+                self._log.warning("the Lease could not be renewed", error=describe(error))
+            if self.is_held() and not had:
+                self._log.info("this dispatcher relays now", lease=self._name)
+                self._acquired()
+            stop.wait(_RENEW_EVERY)
+        self._let_go()
+
+    def _acquire_or_renew(self) -> None:
+        asked_at = time.monotonic()
+        try:
+            lease = self._leases.read_namespaced_lease(self._name, self._namespace, _request_timeout=_TIMEOUT)
+        except ApiException as error:
+            if error.status != 404:
+                raise
+            body = {"metadata": {"name": self._name}, "spec": self._spec(None)}
+            self._leases.create_namespaced_lease(self._namespace, body, _request_timeout=_TIMEOUT)
+        else:
+            if not self._may_take(lease):
+                self._held_until = 0.0
+                return
+            # The resourceVersion in it makes the second of two that try fail with 409.
+            lease.spec = self._spec(lease.spec)
+            self._leases.replace_namespaced_lease(
+                self._name, self._namespace, lease, _request_timeout=_TIMEOUT
+            )
+        self._held_until = asked_at + _DURATION
+
+    def _may_take(self, lease: Any) -> bool:
+        """Another's lease is free once it has stood unchanged for its duration, by our own clock."""
+        spec = lease.spec
+        if spec is None or not spec.holder_identity or spec.holder_identity == self._identity:
+            return True
+        seen = (spec.holder_identity, str(spec.renew_time))
+        if seen != self._seen:
+            self._seen, self._seen_at = seen, time.monotonic()
+        return time.monotonic() - self._seen_at > (spec.lease_duration_seconds or _DURATION)
+
+    def _spec(self, old: Any) -> Any:
+        now = datetime.now(UTC)
+        ours = old is not None and old.holder_identity == self._identity
+        return client.V1LeaseSpec(
+            holder_identity=self._identity,
+            lease_duration_seconds=_DURATION,
+            acquire_time=old.acquire_time if ours else now,
+            renew_time=now,
+            lease_transitions=(old.lease_transitions or 0) + (not ours) if old is not None else 0,
+        )
+
+    def _let_go(self) -> None:
+        if not self.is_held():
+            return
+        self._held_until = 0.0
+        try:
+            lease = self._leases.read_namespaced_lease(self._name, self._namespace, _request_timeout=_TIMEOUT)
+            if lease.spec.holder_identity == self._identity:
+                lease.spec.holder_identity = ""
+                self._leases.replace_namespaced_lease(
+                    self._name, self._namespace, lease, _request_timeout=_TIMEOUT
+                )
+        except (ApiException, urllib3.exceptions.HTTPError) as error:
+            self._log.info("the Lease was not handed back; it runs out by itself", error=describe(error))

@@ -1,0 +1,184 @@
+"""Every state that a Job can be in against everything that was told: what is due, and what never is."""
+
+import itertools
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase, Stuck
+from dispatcher.relay_step import (
+    PROCESSING_ANNOTATION,
+    TERMINAL_ANNOTATION,
+    Adopt,
+    GiveUp,
+    Notice,
+    Release,
+    Start,
+    Step,
+    Tell,
+    TellProgress,
+    Wait,
+    next_step,
+)
+from dispatcher.style_lanes import WAITS_ANNOTATION
+from job_contract import names
+from job_contract.outcome import FailureCode, TrainingFailure, TrainingResult
+
+NOW = datetime(2026, 11, 24, 8, tzinfo=UTC)
+GRACE = timedelta(minutes=10)
+RESULT = TrainingResult(model_path="/m", epochs=1, seconds=1.0)
+FAILURE = TrainingFailure(failure_code=FailureCode.TRAINING_ERROR, failure_reason="It broke; mend it.")
+CANCELLED = TrainingFailure(failure_code=FailureCode.JOB_DELETED, failure_reason="It was cancelled.")
+PULL = TrainingFailure(failure_code=FailureCode.IMAGE_PULL, failure_reason="No image; push it.")
+
+DIAGNOSES = {
+    "waiting": Diagnosis(Phase.WAITING, started=False),
+    "retrying": Diagnosis(Phase.WAITING, started=True),
+    "stuck": Diagnosis(Phase.WAITING, started=False, stuck=Stuck(NOW - GRACE, PULL)),
+    "running": Diagnosis(Phase.RUNNING, started=True, running_pod="pod"),
+    "completed": Diagnosis(Phase.COMPLETED, started=True, result=RESULT),
+    "failed": Diagnosis(Phase.FAILED, started=True, failure=FAILURE),
+    "never started": Diagnosis(Phase.FAILED, started=False, failure=FAILURE),
+    "cancelled": Diagnosis(Phase.FAILED, started=True, failure=CANCELLED),
+    "cancelled early": Diagnosis(Phase.FAILED, started=False, failure=CANCELLED),
+    "cancelled and ending": Diagnosis(Phase.FAILED, started=True, failure=CANCELLED, running_pod="pod"),
+}
+FLAGS = ("held", "deleting", "processing_told", "terminal_told", "verdict", "suspended", "next")
+
+
+def job(*flags: str) -> dict[str, Any]:
+    annotations = {}
+    for flag, name in (
+        ("processing_told", PROCESSING_ANNOTATION),
+        ("terminal_told", TERMINAL_ANNOTATION),
+        ("verdict", VERDICT_ANNOTATION),
+        ("suspended", WAITS_ANNOTATION),
+    ):
+        if flag in flags:
+            annotations[name] = "1"
+    metadata: dict[str, Any] = {"name": "j", "annotations": annotations}
+    metadata["finalizers"] = ["other/finalizer", *([names.FINALIZER] if "held" in flags else [])]
+    if "deleting" in flags:
+        metadata["deletionTimestamp"] = "2026-11-24T08:00:00Z"
+    return {"metadata": metadata, "spec": {"suspend": "suspended" in flags}}
+
+
+def step(diagnosis: str, *flags: str, now: datetime = NOW) -> Step:
+    return next_step(
+        job(*flags), DIAGNOSES[diagnosis], now=now, grace=GRACE, is_next_of_style="next" in flags
+    )
+
+
+ALL = [
+    (diagnosis, flags)
+    for diagnosis in DIAGNOSES
+    for count in range(len(FLAGS) + 1)
+    for flags in itertools.combinations(FLAGS, count)
+]
+
+
+def test_nothing_is_told_after_the_last_word() -> None:
+    for diagnosis, flags in ALL:
+        if "terminal_told" in flags:
+            assert isinstance(step(diagnosis, *flags), Release | Wait), (diagnosis, flags)
+
+
+def test_a_job_is_let_go_only_when_its_end_was_told_and_nothing_runs() -> None:
+    for diagnosis, flags in ALL:
+        if isinstance(step(diagnosis, *flags), Release):
+            assert "terminal_told" in flags, (diagnosis, flags)
+            assert "held" in flags
+            assert DIAGNOSES[diagnosis].running_pod is None
+
+
+def test_no_finalizer_leaks_once_the_end_was_told() -> None:
+    for diagnosis, flags in ALL:
+        if {"terminal_told", "held"} <= set(flags) and DIAGNOSES[diagnosis].running_pod is None:
+            assert step(diagnosis, *flags) == Release(), (diagnosis, flags)
+
+
+def test_nothing_is_told_of_a_job_that_is_not_held() -> None:
+    """Without the finalizer the Job could go before what was told is written down."""
+    for diagnosis, flags in ALL:
+        if "held" not in flags:
+            assert isinstance(step(diagnosis, *flags), Adopt | Wait), (diagnosis, flags)
+            if "deleting" in flags:
+                assert step(diagnosis, *flags) == Wait()
+
+
+def test_processing_is_told_once_the_container_has_started_and_not_before() -> None:
+    for diagnosis, flags in ALL:
+        if step(diagnosis, *flags) == Tell(Notice.PROCESSING):
+            assert DIAGNOSES[diagnosis].started, (diagnosis, flags)
+            assert "processing_told" not in flags
+
+
+def test_an_end_is_told_only_of_a_job_that_has_ended_and_after_processing_where_that_is_due() -> None:
+    for diagnosis, flags in ALL:
+        due = step(diagnosis, *flags)
+        if due in (Tell(Notice.COMPLETED), Tell(Notice.FAILED)):
+            assert DIAGNOSES[diagnosis].terminal, (diagnosis, flags)
+            assert "processing_told" in flags or not DIAGNOSES[diagnosis].started
+            assert (due == Tell(Notice.COMPLETED)) == (diagnosis == "completed")
+
+
+def test_every_held_job_that_ended_has_its_end_told_in_a_few_steps() -> None:
+    """Carrying out each step in turn ends in Release or Wait with the end told, from any state."""
+    for diagnosis, flags in ALL:
+        if "held" not in flags or not DIAGNOSES[diagnosis].terminal:
+            continue
+        now = set(flags)
+        for _ in range(5):
+            match step(diagnosis, *now):
+                case Tell(Notice.PROCESSING):
+                    now.add("processing_told")
+                case Tell():
+                    now.add("terminal_told")
+                case GiveUp():
+                    now.add("verdict")
+                case Release() | Wait():
+                    break
+                case other:
+                    pytest.fail(f"{other} of {diagnosis} {flags}")
+        assert "terminal_told" in now, (diagnosis, flags)
+
+
+def test_a_cancellation_is_written_down_before_it_is_told() -> None:
+    assert step("cancelled", "held", "deleting", "processing_told") == GiveUp(CANCELLED)
+    assert step("cancelled", "held", "deleting", "processing_told", "verdict") == Tell(Notice.FAILED)
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "flags", "due"),
+    [
+        ("waiting", "", Adopt()),
+        ("completed", "", Adopt()),
+        ("waiting", "held", Wait()),
+        ("retrying", "held processing_told", Wait()),
+        ("retrying", "held", Tell(Notice.PROCESSING)),
+        ("running", "held", Tell(Notice.PROCESSING)),
+        ("running", "held processing_told", TellProgress("pod")),
+        ("completed", "held", Tell(Notice.PROCESSING)),
+        ("completed", "held processing_told", Tell(Notice.COMPLETED)),
+        ("never started", "held", Tell(Notice.FAILED)),
+        ("waiting", "held suspended next", Start()),
+        ("waiting", "held suspended", Wait()),
+        ("completed", "terminal_told deleting", Wait()),
+    ],
+)
+def test_what_is_due(diagnosis: str, flags: str, due: Step) -> None:
+    assert step(diagnosis, *flags.split()) == due
+
+
+def test_a_stuck_pod_has_its_grace_period() -> None:
+    assert step("stuck", "held", now=NOW - timedelta(minutes=3)) == Wait(180.0)
+    assert step("stuck", "held", now=NOW - timedelta(seconds=0)) == GiveUp(PULL)
+    assert step("stuck", "held", "verdict") == Wait()
+
+
+def test_a_suspended_job_that_does_not_wait_for_its_style_is_left_to_whoever_suspended_it() -> None:
+    suspended = job("held", "next")
+    suspended["spec"]["suspend"] = True
+    due = next_step(suspended, DIAGNOSES["waiting"], now=NOW, grace=GRACE, is_next_of_style=True)
+    assert due == Wait()

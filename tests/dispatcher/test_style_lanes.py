@@ -1,0 +1,113 @@
+"""One training per style at a time, in the order of acceptance, whatever clocks and watches do."""
+
+from typing import Any
+
+import pytest
+
+from dispatcher.job import JobOptions, build_job, load_template
+from dispatcher.style_lanes import WAITS_ANNOTATION, StyleLanes, hold, waits
+from job_contract.request import TrainingRequest
+
+TEMPLATE = load_template(None)
+
+
+def job(task: str, style: int | str = 42) -> dict[str, Any]:
+    request = TrainingRequest(style_id=style, image_paths=["/a"], task_id=task)
+    built = build_job(request, TEMPLATE, JobOptions())
+    built["metadata"] |= {"name": task, "creationTimestamp": "2026-11-24T08:00:00Z"}
+    return built
+
+
+def waiting(task: str, accepted_ns: int) -> dict[str, Any]:
+    held = job(task)
+    hold(held, accepted_ns)
+    return held
+
+
+def test_the_first_job_of_a_style_may_start_and_the_next_waits() -> None:
+    lanes = StyleLanes()
+    assert lanes.enter(job("a"), 1) is None
+    assert lanes.enter(job("b"), 2) == 2
+    assert lanes.enter(job("c", style=43), 3) is None
+
+
+def test_a_redelivered_message_keeps_its_place() -> None:
+    lanes = StyleLanes()
+    lanes.enter(job("a"), 1)
+    lanes.enter(job("b"), 2)
+    assert lanes.enter(job("a"), 3) is None
+    assert lanes.enter(job("b"), 4) == 2
+
+
+@pytest.mark.parametrize("created", ["2026-11-24T08:00:05Z", "1970-01-01T00:00:00Z", "2100-01-01T00:00:00Z"])
+def test_a_job_that_waits_is_not_next_while_another_may_run(created: str) -> None:
+    """The API server's clock once decided it: ahead of the dispatcher's, both trained at once."""
+    lanes, first = StyleLanes(), job("a")
+    lanes.enter(first, 1)
+    lanes.enter(job("b"), 2)
+    first["metadata"]["creationTimestamp"] = created
+    lanes.observe(first)
+    lanes.observe(waiting("b", 2))
+    assert not lanes.is_next("b")
+    assert lanes.leave("a")
+    assert lanes.is_next("b")
+
+
+def test_those_that_wait_go_in_the_order_of_acceptance() -> None:
+    lanes = StyleLanes()
+    for held in (waiting("late", 30), waiting("early", 10), waiting("middle", 20)):
+        lanes.observe(held)
+    order = []
+    while names := [name for name in ("late", "early", "middle") if lanes.others(name) or lanes.count("")]:
+        following = [name for name in names if lanes.is_next(name) and name not in order]
+        if not following:
+            break
+        order.append(following[0])
+        lanes.leave(following[0])
+    assert order[:3] == ["early", "middle", "late"]
+
+
+def test_a_released_job_may_run_and_comes_before_those_that_wait() -> None:
+    lanes, released = StyleLanes(), waiting("b", 20)
+    released["spec"]["suspend"] = False
+    lanes.observe(released)
+    lanes.observe(waiting("a", 10))
+    assert lanes.is_next("b")
+    assert not lanes.is_next("a")
+    assert released["metadata"]["annotations"][WAITS_ANNOTATION] == "20"
+    assert not waits(released)
+
+
+def test_a_job_whose_create_timed_out_keeps_its_style_until_it_is_seen_or_cancelled() -> None:
+    lanes = StyleLanes()
+    lanes.enter(job("a"), 1)
+    assert lanes.expected_for("a") > 60
+    lanes.observe(job("a"))
+    assert lanes.expected_for("a") == 0
+    lanes.enter(job("b"), 2)
+    lanes.cancel("b")
+    assert lanes.expected_for("b") == 0
+
+
+def test_only_other_unfinished_jobs_count_towards_the_limit() -> None:
+    lanes = StyleLanes()
+    lanes.enter(job("a"), 1)
+    lanes.observe(job("b", style=43))
+    assert lanes.count(besides="a") == 1
+    assert lanes.count(besides="z") == 2
+    lanes.leave("b")
+    assert lanes.count(besides="z") == 1
+
+
+def test_leaving_twice_is_harmless() -> None:
+    lanes = StyleLanes()
+    lanes.observe(job("a"))
+    assert lanes.leave("a")
+    assert not lanes.leave("a")
+
+
+def test_styles_that_no_label_can_hold_have_lanes_too() -> None:
+    lanes = StyleLanes()
+    assert lanes.enter(job("a", style="_x"), 1) is None
+    assert lanes.enter(job("b", style="_x"), 2) == 2
+    assert lanes.enter(job("c", style="_y"), 3) is None
