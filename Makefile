@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 BASE_MODEL ?=
 PYTEST_ARGS ?=
+# Threads that spin while they wait cost a shared CPU many times what they gain.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo test lint format unit test-cluster bench-trainer bench-dispatcher images k8s lock clean rabbitmq
 .DEFAULT_GOAL := help

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dispatcher", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(command=_run)  # `python -m dispatcher` alone runs it
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     run = commands.add_parser("run", help="consume requests, run them as Jobs and relay their statuses")
     run.set_defaults(command=_run)
@@ -66,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
+    if not settings.backend_url and not settings.webhook_allowed_hosts:
+        raise InvalidSettingsError("set BACKEND_URL or WEBHOOK_ALLOWED_HOSTS, or no status can be reported")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: stop.set())

@@ -19,7 +19,6 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError
 
-from dispatcher.errors import BrokerUnavailableError
 from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect, error_text
 from dispatcher.retry import backoff_seconds
 

@@ -51,7 +51,7 @@ def connect(url: str) -> BlockingConnection:
         parameters.blocked_connection_timeout = 60
         parameters.socket_timeout = parameters.stack_timeout = 15
         return pika.BlockingConnection(parameters)
-    except (AMQPError, OSError, ValueError) as error:
+    except (AMQPError, OSError, ValueError, LookupError) as error:
         raise BrokerUnavailableError(
             f"RabbitMQ at AMQP_URL cannot be reached: {error_text(error)}"
         ) from error

@@ -3,9 +3,9 @@
 import base64
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
 from dispatcher.allowed_hosts import AllowedHosts
@@ -124,12 +124,6 @@ class DispatcherSettings(EnvironmentSettings):
             if not 24 <= len(key) <= 64:
                 raise ValueError("must be whsec_ and base64 of 24 to 64 bytes")
         return value
-
-    @model_validator(mode="after")
-    def _somewhere_to_report(self) -> Self:
-        if not self.backend_url and not self.webhook_allowed_hosts:
-            raise ValueError("set BACKEND_URL or WEBHOOK_ALLOWED_HOSTS, or no status can be reported")
-        return self
 
     @property
     def start_grace(self) -> timedelta:

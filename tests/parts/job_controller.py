@@ -155,7 +155,7 @@ class JobController(Kubelet):
                 self.end_deleted_pod(stored.value, exit_code, message)
 
     def end_deleted_pod(self, pod: Object, exit_code: int = _SIGTERM_EXIT, message: str = "") -> None:
-        name, job_name = pod["metadata"]["name"], pod["metadata"]["labels"].get("job-name", "")
+        name, job_name = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get("job-name", "")
         if not pod_states.is_finished(pod):
             self.exit(name, exit_code, message)
         # The Job controller lets go of it, if it is there still, and the kubelet deletes it for good.

@@ -1,5 +1,6 @@
 """Watches lose nothing, and fail in all the ways in which the real ones do."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Iterator
@@ -126,3 +127,41 @@ def test_ended_watches_close_reset_or_expire(jobs: Any, api_server: ApiServer) -
     assert event["object"]["code"] == 410
     with pytest.raises(urllib3.exceptions.ProtocolError):
         list(end_soon("reset"))
+
+
+def test_watch_under_concurrent_changes_replays_to_what_a_list_says(jobs: Any, api_server: ApiServer) -> None:
+    """Broken streams resumed from the last version seen add up to the state, in the order of versions."""
+    jobs.create_namespaced_job("default", job("first"))
+    version = int(jobs.list_namespaced_job("default").metadata.resource_version)
+
+    def change(worker: int) -> None:
+        api = client.BatchV1Api(api_server.client())
+        for number in range(15):
+            name = f"j{worker}-{number}"
+            api.create_namespaced_job("default", job(name))
+            api.patch_namespaced_job(name, "default", {"metadata": {"finalizers": None}}, _content_type=MERGE)
+            if number % 2:
+                api.delete_namespaced_job(name, "default", propagation_policy="Background")
+            if number % 5 == 0:
+                api_server.end_watches("reset")
+
+    workers = [threading.Thread(target=change, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    seen: dict[str, str] = {"first": str(version)}
+    while True:
+        last_round = not any(worker.is_alive() for worker in workers)
+        with contextlib.suppress(urllib3.exceptions.HTTPError):
+            for event in events(api_server, f"resourceVersion={version}&timeoutSeconds=1"):
+                metadata = event["object"]["metadata"]
+                assert int(metadata["resourceVersion"]) > version
+                version = int(metadata["resourceVersion"])
+                if event["type"] == "DELETED":
+                    del seen[metadata["name"]]
+                else:
+                    seen[metadata["name"]] = metadata["resourceVersion"]
+        if last_round:
+            break
+    listed = jobs.list_namespaced_job("default").items
+    assert seen == {item.metadata.name: item.metadata.resource_version for item in listed}
+    assert len(seen) == 1 + 4 * 8

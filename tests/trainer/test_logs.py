@@ -30,7 +30,7 @@ def test_secrets_in_messages_arguments_and_tracebacks_are_redacted(
     try:
         raise ValueError("GET https://h/a.jpg?X-Amz-Signature=topsecret")
     except ValueError as error:
-        logging.getLogger("trainer.x").error("https://user:topsecret@h/%s", "b?key=topsecret", exc_info=error)
+        logger.error("https://user:topsecret@h/%s", "b?key=topsecret", exc_info=error)
     for text in (capfd.readouterr().err, log.read_text()):
         assert "https://***@h/b?***" in text
         assert "topsecret" not in text

@@ -32,12 +32,16 @@ class EnvironmentSettings(BaseSettings):
             return cls(**{name: value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
             faults = "; ".join(
-                f"{str(fault['loc'][0]).upper() if fault['loc'] else 'settings'}: {fault['msg']}"
+                f"{_name(fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}"
                 for fault in error.errors(include_url=False, include_input=False)
             )
             raise InvalidSettingsError(f"the settings cannot be used: {faults}") from error
         except SettingsError as error:  # a list or an object that is not JSON
             raise InvalidSettingsError(f"the settings cannot be used: {error}") from error
+
+
+def _name(location: tuple[int | str, ...]) -> str:
+    return str(location[0]).upper() if location else "settings"
 
 
 def _refuse_misspelt(environment: Mapping[str, str], known: set[str]) -> None:

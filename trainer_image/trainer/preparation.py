@@ -61,11 +61,6 @@ def prepare(
     finally:
         # Not waited for: SIGTERM raises here, and the thread ends by the interrupt's event.
         executor.shutdown(wait=False, cancel_futures=True)
-    if device.is_cuda:
-        import torch
-
-        unet.to(memory_format=torch.channels_last)  # what cuDNN's half-precision convolutions want
-
     logger.info("Encoding %d pictures and their captions", len(pictures))
     different = list(dict.fromkeys(captions))
     texts = encode_texts(text_encoder, tokenizer, [*different, *prompts, ""], device.torch_device)

@@ -64,10 +64,10 @@ def train_style(
         )
         base = find_base(plan.base_model, plan.base_model_revision, device.dtype)
         prompts = sample_prompts(settings.sample_prompts, request.trigger_word)
+        workers = Workers(count, settings.mixed_precision, cuda=device.is_cuda)
         prepared = prepare(request, plan, prompts, base, device, folder.images, interrupt)
 
-        scheduler = load_noise_scheduler(base)
-        parts, steps = _assemble(plan, prepared, scheduler, device)
+        parts = put_together(plan, prepared.unet, prepared.examples, base, device)
         sampler = None
         if prompts:
             sampler = Sampler(
@@ -87,7 +87,7 @@ def train_style(
             parts,
             plan,
             fingerprint=sha256(f"{fingerprint}{parts.examples.fingerprint}".encode()).hexdigest(),
-            group=ProcessGroup(),
+            group=workers.group,
             interrupt=interrupt,
             checkpoint_every=settings.checkpoint_every_epochs,
             save=partial(save_checkpoint, folder.checkpoints, keep=settings.checkpoints_kept),
@@ -95,16 +95,17 @@ def train_style(
             between_epochs=extras.between_epochs,
             peak_memory_mib=device.peak_memory_mib,
         )
-        _resume(training, folder, metrics)
-        training.train()
+        checkpoint = _resume(training, folder, metrics)
+        with workers.training(plan, base, parts.examples, checkpoint):
+            training.train()
 
         facts = TrainingFacts(
             style_id=str(request.style_id),
             trigger_word=request.trigger_word,
             captions=prepared.captions,
-            steps=steps,
+            steps=total_steps(plan, parts.examples),
             images=len(request.image_paths),
-            prediction_type=scheduler.config.prediction_type,
+            prediction_type=parts.objective.prediction_type,
             loss=training.loss,
             fingerprint=fingerprint,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -114,22 +115,6 @@ def train_style(
         logger.info("Saved %s", folder.weights)
         extras.finish(plan, facts, metrics.read())
     return FinishedTraining(plan.epochs, facts.loss), extras.notes
-
-
-def _assemble(plan: TrainingPlan, prepared: Prepared, scheduler: Any, device: Device) -> tuple[Parts, int]:
-    """Return what is trained and how, and the number of optimizer steps of the whole training."""
-    adapter = attach_lora(prepared.unet, rank=plan.lora_rank, alpha=plan.lora_alpha, seed=plan.seed)
-    steps = plan.epochs * steps_per_epoch(prepared.examples.shapes, plan.batch_size)
-    rates = learning_rates(
-        plan.learning_rate, steps, warmup_fraction=plan.warmup_fraction, schedule=plan.lr_schedule
-    )
-    optimizer = AdapterOptimizer(
-        adapter, rates, weight_decay=plan.weight_decay, max_grad_norm=plan.max_grad_norm
-    )
-    objective = make_objective(
-        scheduler.alphas_cumprod, scheduler.config.prediction_type, plan.snr_gamma, device.torch_device
-    )
-    return Parts(prepared.unet, adapter, optimizer, prepared.examples, objective), steps
 
 
 def _resume(training: Training, folder: StyleFolder, metrics: MetricsFile) -> None:

@@ -4,36 +4,21 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from trainer.checkpoint import Checkpoint
 from trainer.errors import OutOfMemoryError, TrainingError
-from trainer.examples import Examples
 from trainer.interrupt import Interrupt, StopRequested
-from trainer.lora import Adapter
 from trainer.metrics import EpochMetrics
-from trainer.objective import Objective
-from trainer.optimizer import AdapterOptimizer
+from trainer.parts import Parts
 from trainer.plan import TrainingPlan
 from trainer.processes import ProcessGroup
 from trainer.randomness import EpochDraws, draw_epoch
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a training is made of, all on one device."""
-
-    unet: Any
-    adapter: Adapter
-    optimizer: AdapterOptimizer
-    examples: Examples
-    objective: Objective
 
 
 class Training:

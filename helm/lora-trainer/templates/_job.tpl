@@ -15,9 +15,9 @@ metadata:
     {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
-  backoffLimit: {{ .Values.trainer.backoffLimit }}
-  activeDeadlineSeconds: {{ .Values.trainer.deadlineSeconds }}
-  ttlSecondsAfterFinished: {{ .Values.trainer.ttlSecondsAfterFinished }}
+  backoffLimit: {{ .Values.trainer.backoffLimit | int }}
+  activeDeadlineSeconds: {{ .Values.trainer.deadlineSeconds | int }}
+  ttlSecondsAfterFinished: {{ .Values.trainer.ttlSecondsAfterFinished | int }}
   podFailurePolicy:
     rules:
       # Usage, bad data, bad configuration: another try ends the same way.
@@ -46,7 +46,7 @@ spec:
 {{- define "lora-trainer.trainerPod" -}}
 {{- $trainer := .Values.trainer -}}
 restartPolicy: Never
-terminationGracePeriodSeconds: {{ $trainer.terminationGracePeriodSeconds }}
+terminationGracePeriodSeconds: {{ $trainer.terminationGracePeriodSeconds | int }}
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with $trainer.serviceAccountName }}

@@ -1,0 +1,377 @@
+"""A real RabbitMQ: no message is acked before its Job exists, and none is lost, whatever is cut when."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pika
+import pytest
+
+from dispatcher.broker import Ack, Broker, Postpone, Refuse, Verdict
+from dispatcher.errors import BrokerUnavailableError
+from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect, publish, redrive
+from tests.dispatcher.support import Amqp, message, through, wait_until
+from tests.parts.broker import RabbitNode
+from tests.parts.proxy import TcpProxy
+
+Handle = Callable[[bytes, str | None], Verdict]
+
+
+@contextmanager
+def consuming(
+    url: str, queues: Queues, handle: Handle, send_notice: Callable[[bytes], float | None] = lambda _body: None
+) -> Iterator[Broker]:
+    broker, stop = Broker(url, queues, handle, send_notice), threading.Event()
+    thread = threading.Thread(target=broker.run, args=(stop,))
+    thread.start()
+    try:
+        yield broker
+    finally:
+        stop.set()
+        thread.join(15)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def proxy(amqp_url: str) -> Iterator[TcpProxy]:
+    parts = urlsplit(amqp_url)
+    with TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5672) as proxy:
+        yield proxy
+
+
+def is_empty(amqp: Amqp, queue: str | None = None) -> bool:
+    return amqp.depth(queue or amqp.queues.work) == 0
+
+
+def test_a_message_is_acked_only_after_its_handler_said_so(amqp: Amqp) -> None:
+    entered, may_go = threading.Event(), threading.Event()
+
+    def handle(_body: bytes, _message_id: str | None) -> Verdict:
+        entered.set()
+        may_go.wait(10)
+        return Ack()
+
+    amqp.publish(message())
+    with consuming(amqp.url, amqp.queues, handle):
+        assert entered.wait(10)
+        # Whoever deletes the consumer now must find the message again: it is unacked.
+        assert amqp.state(amqp.queues.work) == (0, 1)
+        may_go.set()
+        wait_until(lambda: is_empty(amqp))
+    assert amqp.depth(amqp.queues.work) == 0
+
+
+def test_handlers_get_body_and_message_id_as_they_were_published(amqp: Amqp) -> None:
+    got: list[tuple[bytes, str | None]] = []
+
+    def handle(body: bytes, message_id: str | None) -> Verdict:
+        got.append((body, message_id))
+        return Ack()
+
+    body = amqp.publish(b"\x00\xff {", message_id="amqp-7")
+    amqp.publish(b"plain")
+    with consuming(amqp.url, amqp.queues, handle):
+        wait_until(lambda: len(got) == 2)
+    assert sorted(got, key=str) == sorted([(body, "amqp-7"), (b"plain", None)], key=str)
+
+
+def test_a_refused_message_lies_in_the_dead_letters_unchanged_with_its_reason(amqp: Amqp) -> None:
+    body = b'{"style_id": "../x",  "odd": "\xc3\xbc"}\n\xff'
+    amqp.publish(
+        body,
+        message_id="m-1",
+        correlation_id="c-1",
+        content_type="text/plain",
+        app_id="backend",
+        type="training",
+        priority=3,
+        timestamp=1_700_000_000,
+        expiration="60000",
+        headers={"tenant": "art", "nested": {"list": [1, "two", None]}},
+    )
+    with consuming(amqp.url, amqp.queues, lambda _body, _id: Refuse("style_id may not hold ../")):
+        wait_until(lambda: amqp.depth(amqp.queues.dead) == 1)
+    taken = amqp.take(amqp.queues.dead)
+    assert taken
+    properties, dead = taken
+    assert dead == body
+    headers = dict(properties.headers)
+    assert headers.pop(REASON_HEADER) == "style_id may not hold ../"
+    assert headers.pop(REFUSED_AT_HEADER).startswith("20")
+    assert headers == {"tenant": "art", "nested": {"list": [1, "two", None]}}
+    assert (properties.message_id, properties.correlation_id) == ("m-1", "c-1")
+    assert (properties.content_type, properties.app_id, properties.type) == ("text/plain", "backend", "training")
+    assert (properties.priority, properties.timestamp) == (3, 1_700_000_000)
+    assert properties.expiration is None
+    assert properties.delivery_mode == 2
+
+
+def test_a_very_long_reason_does_not_break_the_channel(amqp: Amqp) -> None:
+    amqp.publish(b"x")
+    with consuming(amqp.url, amqp.queues, lambda _body, _id: Refuse("ü" * 200_000)):
+        wait_until(lambda: amqp.depth(amqp.queues.dead) == 1)
+    assert amqp.depth(amqp.queues.work) == 0
+
+
+def test_a_notice_is_tried_again_until_it_is_delivered(amqp: Amqp) -> None:
+    attempts: Counter[bytes] = Counter()
+
+    def send(body: bytes) -> float | None:
+        attempts[body] += 1
+        return None if attempts[body] == 3 else 0.05
+
+    amqp.publish(b"x")
+    with consuming(amqp.url, amqp.queues, lambda _b, _i: Refuse("no", notice=b"tell"), send):
+        wait_until(lambda: attempts[b"tell"] == 3)
+        wait_until(lambda: is_empty(amqp, amqp.queues.notices))
+    assert amqp.depth(amqp.queues.notices) == 0
+    assert attempts[b"tell"] == 3
+
+
+def test_notices_that_cannot_be_delivered_do_not_hold_up_the_others(amqp: Amqp) -> None:
+    """More of them than are prefetched, given back to the head of the queue, once starved the rest."""
+    delivered = threading.Event()
+
+    def send(body: bytes) -> float | None:
+        if body == b"good":
+            delivered.set()
+            return None
+        return 0.1
+
+    bodies = [b"bad-%d" % n for n in range(40)] + [b"good"]
+    for body in bodies:
+        amqp.publish(body)
+    with consuming(amqp.url, amqp.queues, lambda body, _i: Refuse("no", notice=body), send):
+        assert delivered.wait(15)
+
+
+def test_a_handler_that_raises_loses_nothing_and_stops_nothing(amqp: Amqp) -> None:
+    seen: Counter[bytes] = Counter()
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen[body] += 1
+        if body == b"bad" and seen[body] == 1:
+            raise RuntimeError("a bug")
+        return Ack()
+
+    amqp.publish(b"bad")
+    amqp.publish(b"good")
+    with consuming(amqp.url, amqp.queues, handle) as broker:
+        wait_until(lambda: seen[b"bad"] == 1)
+        wait_until(lambda: broker.resume() or (seen[b"bad"] > 1 and seen[b"good"] > 0))
+        wait_until(lambda: is_empty(amqp))
+
+
+def test_postponing_cancels_the_consumer_and_holds_nothing(amqp: Amqp) -> None:
+    """Held messages run into consumer_timeout while a cluster is full, which closes the channel."""
+    full = threading.Event()
+    full.set()
+    seen: list[bytes] = []
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        if full.is_set():
+            return Postpone(3600, "the cluster is full")
+        seen.append(body)
+        return Ack()
+
+    bodies = [amqp.publish(message()) for _ in range(50)]
+    with consuming(amqp.url, amqp.queues, handle) as broker:
+        wait_until(lambda: amqp.state(amqp.queues.work) == (50, 0), what="all ready, no consumer")
+        full.clear()
+        broker.resume()
+        wait_until(lambda: len(seen) == 50)
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+    assert sorted(seen) == sorted(bodies)
+
+
+def test_consumption_starts_again_by_itself_after_the_wait(amqp: Amqp) -> None:
+    verdicts = iter([Postpone(0.2, "full")])
+    amqp.publish(message())
+    with consuming(amqp.url, amqp.queues, lambda _b, _i: next(verdicts, Ack())):
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+
+
+def test_a_connection_cut_between_handling_and_ack_brings_the_message_again(
+    amqp: Amqp, proxy: TcpProxy
+) -> None:
+    seen: list[bytes] = []
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen.append(body)
+        if len(seen) == 1:
+            proxy.cut()  # its Job is created; the ack will not get through
+        return Ack()
+
+    body = amqp.publish(message())
+    with consuming(through(amqp.url, proxy.port), amqp.queues, handle):
+        wait_until(lambda: len(seen) == 2)
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+    assert seen == [body, body]
+
+
+def test_a_connection_cut_while_dead_lettering_loses_no_message(amqp: Amqp, proxy: TcpProxy) -> None:
+    cuts = iter(range(3))
+
+    def handle(_body: bytes, _message_id: str | None) -> Verdict:
+        if next(cuts, None) is not None:
+            proxy.cut()
+        return Refuse("no")
+
+    bodies = {amqp.publish(message()) for _ in range(5)}
+    with consuming(through(amqp.url, proxy.port), amqp.queues, handle):
+        wait_until(lambda: is_empty(amqp) and amqp.depth(amqp.queues.dead) >= 5, timeout=30)
+    assert {body for _, body in amqp.take_all(amqp.queues.dead)} == bodies
+
+
+def test_a_broker_that_is_away_is_come_back_to(amqp: Amqp, proxy: TcpProxy) -> None:
+    seen: list[bytes] = []
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen.append(body)
+        return Ack()
+
+    with consuming(through(amqp.url, proxy.port), amqp.queues, handle) as broker:
+        wait_until(lambda: broker.connected)
+        proxy.refuse()
+        wait_until(lambda: not broker.connected)
+        amqp.publish(message())
+        proxy.resume()
+        wait_until(lambda: len(seen) == 1)
+
+
+def test_a_queue_deleted_mid_run_is_declared_anew(amqp: Amqp) -> None:
+    seen: list[bytes] = []
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen.append(body)
+        return Ack()
+
+    with consuming(amqp.url, amqp.queues, handle):
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+        amqp.delete(amqp.queues.work)
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+        body = amqp.publish(message())
+        wait_until(lambda: seen == [body])
+
+
+def test_deleting_the_dead_letter_queue_loses_no_refused_message(amqp: Amqp) -> None:
+    with consuming(amqp.url, amqp.queues, lambda _b, _i: Refuse("no")):
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+        amqp.delete(amqp.queues.dead)
+        body = amqp.publish(message())
+        taken = wait_until(lambda: amqp.depth(amqp.queues.dead) == 1 and amqp.take(amqp.queues.dead))
+    assert taken
+    assert taken[1] == body
+
+
+def test_the_declaration_is_the_publishers_own(amqp: Amqp) -> None:
+    """Any other argument is a 406 to whoever declares second."""
+    with consuming(amqp.url, amqp.queues, lambda _b, _i: Ack()) as broker:
+        wait_until(lambda: broker.connected)
+        with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+            channel = connection.channel()
+            for queue in (amqp.queues.work, amqp.queues.dead, amqp.queues.notices):
+                channel.queue_declare(queue, durable=True)
+
+
+def test_a_slow_handler_does_not_stall_the_heartbeats(amqp: Amqp) -> None:
+    may_go = threading.Event()
+
+    def handle(_body: bytes, _message_id: str | None) -> Verdict:
+        may_go.wait(20)
+        return Ack()
+
+    amqp.publish(message())
+    with consuming(amqp.url + "?heartbeat=1", amqp.queues, handle) as broker:
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+        connection = broker._consuming
+        assert not may_go.wait(3)  # three heartbeats long
+        may_go.set()
+        wait_until(lambda: is_empty(amqp))
+        assert broker._consuming is connection
+
+
+def test_what_is_under_way_when_it_stops_is_acked_and_the_rest_stays(amqp: Amqp) -> None:
+    entered, stop, done = threading.Event(), threading.Event(), []
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        entered.set()
+        stop.wait(10)
+        done.append(body)
+        return Ack()
+
+    broker = Broker(amqp.url, amqp.queues, handle, lambda _body: None)
+    for _ in range(100):
+        amqp.publish(message())
+    thread = threading.Thread(target=broker.run, args=(stop,))
+    thread.start()
+    assert entered.wait(10)
+    stop.set()
+    thread.join(10)
+    assert not thread.is_alive()
+    wait_until(lambda: amqp.depth(amqp.queues.work) == 100 - len(done))
+
+
+def test_another_publishers_user_id_does_not_make_a_message_poison(tmp_path: Path) -> None:
+    """RabbitMQ closes the channel of whoever publishes with a user_id that is not its own."""
+    user = {"name": "backend", "password": "backend-password", "tags": ""}
+    guest = {"name": "guest", "password": "guest", "tags": "administrator"}
+    rights = {"vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}
+    definitions = {
+        "users": [user, guest],
+        "vhosts": [{"name": "/"}],
+        "permissions": [{"user": name, **rights} for name in ("backend", "guest")],
+    }
+    (tmp_path / "definitions.json").write_text(json.dumps(definitions))
+    node = RabbitNode(tmp_path / "rabbit", {"load_definitions": str(tmp_path / "definitions.json")})
+    queues = Queues("model_training")
+    with node:
+        theirs = node.url.replace("guest:guest", "backend:backend-password")
+        Amqp(theirs, queues).publish(b"no JSON", user_id="backend")
+        with consuming(node.url, queues, lambda _b, _i: Refuse("no")):
+            wait_until(lambda: Amqp(node.url, queues).depth(queues.dead) == 1)
+
+
+def test_redrive_puts_every_dead_letter_back_without_the_reason(amqp: Amqp) -> None:
+    bodies = [amqp.publish(message(), message_id=str(n), headers={"tenant": "art"}) for n in range(3)]
+    with consuming(amqp.url, amqp.queues, lambda _b, _i: Refuse("no")):
+        wait_until(lambda: amqp.depth(amqp.queues.dead) == 3)
+    assert redrive(amqp.url, amqp.queues) == 3
+    assert amqp.depth(amqp.queues.dead) == 0
+    taken = amqp.take_all(amqp.queues.work)
+    assert [body for _, body in taken] == bodies
+    for properties, _ in taken:
+        assert properties.headers == {"tenant": "art"}
+        assert properties.message_id in ("0", "1", "2")
+    assert redrive(amqp.url, amqp.queues) == 0
+
+
+def test_publishing_is_confirmed_and_persistent(amqp: Amqp) -> None:
+    publish(amqp.url, amqp.queues.work, b"body", message_id="m")
+    taken = amqp.take(amqp.queues.work)
+    assert taken
+    properties, body = taken
+    assert (body, properties.delivery_mode, properties.message_id) == (b"body", 2, "m")
+
+
+@pytest.mark.parametrize("url", ["amqp://guest:hidden@127.0.0.1:1/", "no url", "http://x/"])
+def test_a_broker_that_cannot_be_reached_is_said_without_its_password(url: str) -> None:
+    with pytest.raises(BrokerUnavailableError, match="AMQP_URL") as caught:
+        connect(url)
+    assert "hidden" not in str(caught.value)
+
+
+def test_no_pika_error_leaves_the_module(amqp: Amqp) -> None:
+    wrong: Any = amqp.url.replace("guest:guest", "guest:wrong-password")
+    for action in (
+        lambda: publish(wrong, amqp.queues.work, b"x"),
+        lambda: redrive(wrong, amqp.queues),
+    ):
+        with pytest.raises(BrokerUnavailableError) as caught:
+            action()
+        assert "wrong-password" not in str(caught.value)
