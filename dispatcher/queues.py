@@ -47,7 +47,7 @@ def connect(url: str) -> BlockingConnection:
     """
     try:
         parameters = pika.URLParameters(url)
-        parameters.heartbeat = 30
+        parameters.heartbeat = 30 if parameters.heartbeat is None else parameters.heartbeat
         parameters.blocked_connection_timeout = 60
         parameters.socket_timeout = parameters.stack_timeout = 15
         return pika.BlockingConnection(parameters)

@@ -261,7 +261,7 @@ def test_unexpected_error_keeps_its_traceback_in_the_file_only(
     def fail(*_: object, **__: object) -> None:
         raise LookupError("https://user:secret@host/a?signature=secret")
 
-    monkeypatch.setattr("trainer.run.attach_lora", fail)
+    monkeypatch.setattr("trainer.parts.attach_lora", fail)
     outcome = train(workshop.request())
     assert outcome.code == 70
     assert outcome.failure is not None

@@ -66,7 +66,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
         ("trainer.preparation:load_text_encoder", 1),
         ("trainer.preparation:encode_texts", 1),
         ("trainer.examples:_encode", 3),
-        ("trainer.run:attach_lora", 1),
+        ("trainer.parts:attach_lora", 1),
         ("trainer.objective:Objective:losses", 1),
         ("trainer.objective:Objective:losses", 11),
         ("trainer.optimizer:AdapterOptimizer:step", 1),

@@ -19,10 +19,11 @@ from trainer.lora import attach_lora
 from trainer.metrics import EpochMetrics
 from trainer.objective import make_objective
 from trainer.optimizer import AdapterOptimizer
+from trainer.parts import Parts
 from trainer.plan import TrainingPlan, make_plan
 from trainer.processes import ProcessGroup
 from trainer.settings import TrainerSettings
-from trainer.training import Parts, Training
+from trainer.training import Training
 
 IMAGES = 4
 

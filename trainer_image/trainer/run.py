@@ -7,32 +7,29 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from job_contract.request import TrainingRequest
-from trainer.base_model import find_base, load_noise_scheduler
-from trainer.checkpoint import load_newest, save_checkpoint
+from trainer.base_model import find_base
+from trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
 from trainer.device import Device, find_device
 from trainer.errors import OutOfMemoryError
 from trainer.export import TrainingFacts, export_weights
 from trainer.finished import FinishedTraining
 from trainer.finishing import Extras
 from trainer.interrupt import Interrupt
-from trainer.lora import attach_lora
 from trainer.metrics import MetricsFile
-from trainer.objective import make_objective
-from trainer.optimizer import AdapterOptimizer, learning_rates
+from trainer.parts import Parts, put_together, total_steps
 from trainer.plan import TrainingPlan
 from trainer.preparation import Prepared, prepare, sample_prompts
-from trainer.processes import ProcessGroup
-from trainer.randomness import steps_per_epoch
 from trainer.reporting import EpochReporter
 from trainer.samples import Sampler
 from trainer.settings import TrainerSettings
 from trainer.style_folder import StyleFolder
-from trainer.training import Parts, Training
+from trainer.training import Training
+from trainer.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -55,80 +52,120 @@ def train_style(
     """
     with _out_of_memory_explained(), _temporary_images(folder):
         device = find_device(settings.mixed_precision, require_cuda=settings.require_cuda)
+        count = _process_count(settings.devices, plan.batch_size, device)
         logger.info(
-            "Style %s: %d images, %d epochs, on %s",
+            "Style %s: %d images, %d epochs, on %s%s",
             request.style_id,
             len(request.image_paths),
             plan.epochs,
+            f"{count} x " if count > 1 else "",
             device.describe(),
         )
         base = find_base(plan.base_model, plan.base_model_revision, device.dtype)
-        prompts = sample_prompts(settings.sample_prompts, request.trigger_word)
-        workers = Workers(count, settings.mixed_precision, cuda=device.is_cuda)
-        prepared = prepare(request, plan, prompts, base, device, folder.images, interrupt)
+        with Workers(count, settings.mixed_precision, cuda=device.is_cuda) as workers:
+            return _train(request, plan, settings, folder, fingerprint, interrupt, device, base, workers)
 
-        parts = put_together(plan, prepared.unet, prepared.examples, base, device)
-        sampler = None
-        if prompts:
-            sampler = Sampler(
-                parts.unet,
-                parts.adapter,
-                base,
-                prepared.prompt_texts,
-                parts.examples.texts[-1:],
-                steps=settings.sample_steps or (20 if device.is_cuda else 4),
-                guidance=settings.sample_guidance,
-                seed=plan.seed,
-                resolution=plan.resolution,
-            )
-        extras = Extras(folder, sampler, prompts, every_epochs=settings.sample_every_epochs)
-        metrics = MetricsFile(folder.metrics)
-        training = Training(
-            parts,
-            plan,
-            fingerprint=sha256(f"{fingerprint}{parts.examples.fingerprint}".encode()).hexdigest(),
-            group=workers.group,
-            interrupt=interrupt,
-            checkpoint_every=settings.checkpoint_every_epochs,
-            save=partial(save_checkpoint, folder.checkpoints, keep=settings.checkpoints_kept),
-            on_epoch=EpochReporter(metrics, plan.epochs),
-            between_epochs=extras.between_epochs,
-            peak_memory_mib=device.peak_memory_mib,
-        )
-        checkpoint = _resume(training, folder, metrics)
-        with workers.training(plan, base, parts.examples, checkpoint):
-            training.train()
 
-        facts = TrainingFacts(
-            style_id=str(request.style_id),
-            trigger_word=request.trigger_word,
-            captions=prepared.captions,
-            steps=total_steps(plan, parts.examples),
-            images=len(request.image_paths),
-            prediction_type=parts.objective.prediction_type,
-            loss=training.loss,
-            fingerprint=fingerprint,
-            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        folder.model_card.unlink(missing_ok=True)
-        export_weights(folder.weights, parts.adapter.split(parts.optimizer.master), plan, facts)
-        logger.info("Saved %s", folder.weights)
-        extras.finish(plan, facts, metrics.read())
+def _train(
+    request: TrainingRequest,
+    plan: TrainingPlan,
+    settings: TrainerSettings,
+    folder: StyleFolder,
+    fingerprint: str,
+    interrupt: Interrupt,
+    device: Device,
+    base: Path,
+    workers: Workers,
+) -> tuple[FinishedTraining, list[str]]:
+    prompts = sample_prompts(settings.sample_prompts, request.trigger_word)
+    prepared = prepare(request, plan, prompts, base, device, folder.images, interrupt)
+    parts = put_together(plan, prepared.unet, prepared.examples, base, device)
+    extras = Extras(
+        folder,
+        _sampler(prepared, parts, plan, settings, base, device) if prompts else None,
+        prompts,
+        every_epochs=settings.sample_every_epochs,
+    )
+    metrics = MetricsFile(folder.metrics)
+    # Other pictures under the same names are another training, too.
+    full_fingerprint = sha256(f"{fingerprint}{parts.examples.fingerprint}".encode()).hexdigest()
+    checkpoint = _newest_checkpoint(folder, metrics, full_fingerprint)
+    training = Training(
+        parts,
+        plan,
+        fingerprint=full_fingerprint,
+        group=workers.join(plan, base, parts.examples, checkpoint),
+        interrupt=interrupt,
+        checkpoint_every=settings.checkpoint_every_epochs,
+        save=partial(save_checkpoint, folder.checkpoints, keep=settings.checkpoints_kept),
+        on_epoch=EpochReporter(metrics, plan.epochs),
+        between_epochs=extras.between_epochs,
+        peak_memory_mib=device.peak_memory_mib,
+    )
+    if checkpoint:
+        training.restore(checkpoint)
+    training.train()
+
+    facts = TrainingFacts(
+        style_id=str(request.style_id),
+        trigger_word=request.trigger_word,
+        captions=prepared.captions,
+        steps=total_steps(plan, parts.examples),
+        images=len(request.image_paths),
+        prediction_type=parts.objective.prediction_type,
+        loss=training.loss,
+        fingerprint=fingerprint,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    folder.model_card.unlink(missing_ok=True)
+    export_weights(folder.weights, parts.adapter.split(parts.optimizer.master), plan, facts)
+    logger.info("Saved %s", folder.weights)
+    extras.finish(plan, facts, metrics.read())
     return FinishedTraining(plan.epochs, facts.loss), extras.notes
 
 
-def _resume(training: Training, folder: StyleFolder, metrics: MetricsFile) -> None:
-    """Go on from the newest checkpoint of this training; without one, clear away what another one left."""
-    checkpoint = load_newest(folder.checkpoints, training.fingerprint)
+def _process_count(devices: int, batch_size: int, device: Device) -> int:
+    """Return how many processes share a training: one a device, and none without an image."""
+    available = torch.cuda.device_count() if device.is_cuda else max(1, devices)
+    wanted = min(devices or available, available)
+    if wanted > batch_size:
+        logger.info("%d devices, but batch_size is %d: %d take part.", wanted, batch_size, batch_size)
+    return min(wanted, batch_size)
+
+
+def _sampler(
+    prepared: Prepared,
+    parts: Parts,
+    plan: TrainingPlan,
+    settings: TrainerSettings,
+    base: Path,
+    device: Device,
+) -> Sampler:
+    return Sampler(
+        parts.unet,
+        parts.adapter,
+        base,
+        prepared.prompt_texts,
+        parts.examples.texts[-1:],
+        steps=settings.sample_steps or (20 if device.is_cuda else 4),
+        guidance=settings.sample_guidance,
+        seed=plan.seed,
+        resolution=plan.resolution,
+    )
+
+
+def _newest_checkpoint(folder: StyleFolder, metrics: MetricsFile, fingerprint: str) -> Checkpoint | None:
+    """Return the newest checkpoint of this training; without one, clear away what another one left."""
+    checkpoint = load_newest(folder.checkpoints, fingerprint)
     if checkpoint:
-        training.restore(checkpoint)
         metrics.keep_until(checkpoint.epoch)
         logger.info("Going on from the checkpoint %s (step %d)", checkpoint.name, checkpoint.step)
-        return
+        return checkpoint
     if folder.checkpoints.exists():
         logger.info("No checkpoint fits this request, these settings and these pictures: starting afresh.")
         shutil.rmtree(folder.checkpoints)
     metrics.keep_until(0)
+    return None
 
 
 @contextmanager

@@ -10,13 +10,11 @@ import pickle
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -46,7 +44,9 @@ class _Work:
 
 
 class Workers:
-    """Processes 1 to count - 1 of a group of count; started at once, so that their imports take no time.
+    """Processes 1 to count - 1 of a group of count; a context manager, after which they are gone.
+
+    They are started before the pictures are fetched, so that their imports take no time of their own.
 
     Args:
         count: processes with the first one; 1 starts none.
@@ -56,47 +56,46 @@ class Workers:
 
     def __init__(self, count: int, mixed_precision: MixedPrecision, *, cuda: bool) -> None:
         self._count = count
+        self._mixed_precision = mixed_precision
         self._cuda = cuda
-        self._port = _free_port() if count > 1 else 0
+        self._port = _free_port()
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
-        self.group = ProcessGroup(0, count)
+        self._done = threading.Event()
+
+    def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
-        for rank in range(1, count):
+        for rank in range(1, self._count):
             ours, theirs = context.Pipe()
-            process = context.Process(
-                target=_serve, args=(theirs, rank, count, self._port, mixed_precision, cuda), daemon=True
-            )
+            arguments = (theirs, rank, self._count, self._port, self._mixed_precision, self._cuda)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
+        return self
 
-    @contextmanager
-    def training(
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for process in self._processes:
+            process.kill()  # they hold nothing that is not the first process's too
+            process.join()
+
+    def join(
         self, plan: TrainingPlan, base: Path, examples: Examples, checkpoint: Checkpoint | None
-    ) -> Iterator[None]:
-        """Let the workers train along with what runs inside; they are gone after it."""
+    ) -> ProcessGroup:
+        """Send the workers what they train, and return the group when all have met."""
         if self._count == 1:
-            yield
-            return
+            return ProcessGroup()
         work = pickle.dumps(_Work(plan, base, _to(examples, torch.device("cpu")), checkpoint))
-        done = threading.Event()
-        try:
-            for pipe in self._pipes:
-                pipe.send_bytes(work)
-            threading.Thread(target=self._watch, args=(done,), daemon=True).start()
-            join_group(0, self._count, self._port, cuda=self._cuda)
-            yield
-        finally:
-            done.set()
-            for process in self._processes:
-                process.kill()
-                process.join()
+        for pipe in self._pipes:
+            pipe.send_bytes(work)
+        threading.Thread(target=self._watch, daemon=True).start()
+        return join_group(0, self._count, self._port, cuda=self._cuda)
 
-    def _watch(self, done: threading.Event) -> None:
+    def _watch(self) -> None:
         """When a worker dies, end this process as an interruption does: its next start goes on."""
         wait([process.sentinel for process in self._processes])
-        if not done.is_set():
+        if not self._done.is_set():
             logger.error("A process of another device has died; see its lines above.")
             os.kill(os.getpid(), signal.SIGTERM)
 
