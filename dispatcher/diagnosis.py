@@ -13,8 +13,10 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
+from dispatcher.job import request_of, style_of
 from job_contract import names
 from job_contract.outcome import ExitCode, FailureCode, TrainingFailure, TrainingResult, decode
+from job_contract.request import DEFAULT_EPOCHS
 
 VERDICT_ANNOTATION: Final = "lora-trainer.io/verdict"
 """Why the dispatcher itself gave a Job up, as JSON of a TrainingFailure. It is written before anything
@@ -75,7 +77,7 @@ def diagnose(job: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Diagnosis:
     started = any(_has_started(pod) for pod in pods)
     running = next((pod["metadata"]["name"] for pod in reversed(pods) if _is_running(pod)), None)
     if _condition(job, "Complete"):
-        return replace(_completed(pods, started), running_pod=running)
+        return replace(_completed(job, pods, started), running_pod=running)
     if _condition(job, "Failed"):
         return Diagnosis(Phase.FAILED, started, failure=_failure_of_job(job, pods), running_pod=running)
     if job["metadata"].get("deletionTimestamp"):
@@ -85,9 +87,12 @@ def diagnose(job: dict[str, Any], pods: Sequence[dict[str, Any]]) -> Diagnosis:
     return Diagnosis(Phase.WAITING, started, stuck=_stuck(pods))
 
 
-def _completed(pods: Sequence[dict[str, Any]], started: bool) -> Diagnosis:
-    """Exit 0 is not enough: without the trainer's own word on the file, nothing is completed."""
-    result = _result(pods)
+def _completed(job: dict[str, Any], pods: Sequence[dict[str, Any]], started: bool) -> Diagnosis:
+    """Exit 0 is not enough: without the trainer's own word on the file, nothing is completed.
+
+    Only where no pod is left to ask (a TTL ran out while no dispatcher ran) the Job's word has to do.
+    """
+    result = _result(pods) or (None if pods else _result_by_contract(job))
     if result:
         return Diagnosis(Phase.COMPLETED, started=True, result=result)
     failure = TrainingFailure(
@@ -96,6 +101,18 @@ def _completed(pods: Sequence[dict[str, Any]], started: bool) -> Diagnosis:
         "check that TRAINER_IMAGE is a lora-trainer image and look at its log.",
     )
     return Diagnosis(Phase.FAILED, started, failure=failure)
+
+
+def _result_by_contract(job: dict[str, Any]) -> TrainingResult | None:
+    """Return where the weights lie when the trainer has ended with exit code 0; the loss is not known."""
+    request, style = request_of(job), style_of(job)
+    if style is None:
+        return None
+    return TrainingResult(
+        model_path=f"{names.MODELS_MOUNT_DIR}/{style}/{names.WEIGHTS_FILE_NAME}",
+        epochs=request.num_epochs if request else DEFAULT_EPOCHS,
+        seconds=0.0,
+    )
 
 
 def _deleted(job: dict[str, Any], pods: Sequence[dict[str, Any]], started: bool) -> Diagnosis:
@@ -273,6 +290,11 @@ def _container(pod: dict[str, Any]) -> dict[str, Any]:
 def _terminated(pod: dict[str, Any]) -> dict[str, Any] | None:
     ended: dict[str, Any] | None = _container(pod).get("state", {}).get("terminated")
     return ended
+
+
+def has_ended(pod: dict[str, Any]) -> bool:
+    """Whether a pod's container has ended, and so has left its last words."""
+    return _terminated(pod) is not None
 
 
 def _is_running(pod: dict[str, Any]) -> bool:

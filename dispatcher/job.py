@@ -116,6 +116,9 @@ def _apply(job: Manifest, options: JobOptions) -> None:
         container["image"] = options.image
     if options.gpus is not None:
         container.setdefault("resources", {}).setdefault("limits", {})["nvidia.com/gpu"] = options.gpus
+    for kind, quantities in (container.get("resources") or {}).items():
+        # YAML reads 1 as a number; the API's quantities, and the client's checks, want text.
+        container["resources"][kind] = {name: str(quantity) for name, quantity in quantities.items()}
     if options.deadline_seconds is not None:
         spec["activeDeadlineSeconds"] = options.deadline_seconds
     if options.ttl_seconds is not None:

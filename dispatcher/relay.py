@@ -4,7 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,7 @@ import structlog
 
 from dispatcher import report
 from dispatcher.backends import Backend, Snapshot
-from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, diagnose
+from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, diagnose, has_ended
 from dispatcher.errors import BackendUnavailableError, StaleJobError
 from dispatcher.job import request_of, style_of, task_of
 from dispatcher.metrics import Metrics
@@ -67,6 +67,10 @@ class _Lane:
     """When the backend may be told again, in seconds of the monotonic clock."""
     progress: Progress | None = None
     progress_due: float = 0.0
+    ended: dict[str, Patch] = field(default_factory=dict)
+    """The pods that were seen to have ended; with a short TTL their last words outlast them here only."""
+    final: Diagnosis | None = None
+    """How the Job ended, once that was made sure of."""
 
     def overlay(self, job: Patch) -> Patch:
         """Return the Job with what we wrote to it, until the snapshot has caught up."""
@@ -146,7 +150,8 @@ class Relay:
         while (snapshot := self._backend.snapshot(name)) is not None:
             lane = self._lane(name, snapshot)
             job = lane.overlay(snapshot.job)
-            diagnosis = self._diagnose(Snapshot(job, snapshot.pods))
+            lane.ended.update({pod["metadata"]["name"]: pod for pod in snapshot.pods if has_ended(pod)})
+            diagnosis = self._final(job, lane, self._diagnose(Snapshot(job, snapshot.pods)))
             lane.phase = diagnosis.phase
             self._observe_style(job, diagnosis)
             if not self._may_relay():
@@ -166,6 +171,16 @@ class Relay:
                 self._queue.add(name, again_in)
                 return
         self._forget(name)
+
+    def _final(self, job: Patch, lane: _Lane, diagnosis: Diagnosis) -> Diagnosis:
+        """Judge a Job that is over by its pods as they are now: the watch of pods may be behind the Jobs'."""
+        told = TERMINAL_ANNOTATION in (job["metadata"].get("annotations") or {})
+        if not diagnosis.terminal or told or not self._may_relay():
+            return diagnosis
+        if lane.final is None:
+            pods = {pod["metadata"]["name"]: pod for pod in self._backend.pods_now(job["metadata"]["name"])}
+            lane.final = self._diagnose(Snapshot(job, tuple({**lane.ended, **pods}.values())))
+        return replace(lane.final, running_pod=diagnosis.running_pod)
 
     def _diagnose(self, snapshot: Snapshot) -> Diagnosis:
         diagnosis = diagnose(snapshot.job, snapshot.pods)

@@ -12,7 +12,7 @@ import standardwebhooks
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import InvalidHeader
+from urllib3.exceptions import InvalidHeader, LocationParseError
 from urllib3.poolmanager import PoolManager
 from urllib3.util.retry import Retry
 
@@ -24,9 +24,6 @@ SOURCE: Final = "training-server"
 
 # Answers that a fixed token, a passing overload or the end of a deployment turns into a success.
 _TEMPORARY: Final = {302, 303, 307, 401, 403, 407, 408, 409, 423, 425, 429}
-
-
-_MOST_RETRY_AFTER: Final = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,12 @@ class Webhook:
                 return classify(response.status_code, _retry_after(response.headers.get("Retry-After")))
         except _ForbiddenAddressError as error:
             return Refused(str(error))
-        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
+        except (
+            requests.exceptions.InvalidURL,
+            requests.exceptions.InvalidSchema,
+            LocationParseError,
+            UnicodeError,
+        ) as error:
             return Refused(f"webhook_url cannot be used: {redact(str(error))}")
         except requests.RequestException as error:
             return TryAgain(f"the backend cannot be reached: {redact(_root(error))}")
@@ -125,9 +127,9 @@ class Webhook:
 
 
 def _retry_after(header: str | None) -> float | None:
-    """Read seconds or a date; a receiver that asks for a year gets a day."""
+    """Read seconds or a date; urllib3 gives a receiver that asks for a year six hours."""
     try:
-        return min(Retry().parse_retry_after(header), _MOST_RETRY_AFTER) if header else None
+        return Retry().parse_retry_after(header) if header else None
     except (InvalidHeader, ValueError, OverflowError):
         return None
 

@@ -32,6 +32,13 @@ class Backend(Protocol):
     def snapshot(self, name: str) -> Snapshot | None:
         """Return what is known of a Job, from memory."""
 
+    def pods_now(self, name: str) -> tuple[Manifest, ...]:
+        """Return the pods of a Job as they are now, not from memory.
+
+        Raises:
+            BackendUnavailableError: not now.
+        """
+
     def names(self) -> list[str]:
         """Return the names of all Jobs that are known."""
 

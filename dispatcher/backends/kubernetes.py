@@ -93,6 +93,22 @@ class KubernetesBackend:
         uid = job["metadata"]["uid"]
         return Snapshot(job, tuple(pod for pod in pods if pod["owner"] == uid))
 
+    def pods_now(self, name: str) -> tuple[Thing, ...]:
+        job = self._jobs.get(name)
+        try:
+            response = self._core.list_namespaced_pod(
+                self._namespace,
+                label_selector=f"{JOB_NAME_LABEL}={name}",
+                _preload_content=False,
+                _request_timeout=_TIMEOUT,
+            )
+            pods = [slim_pod(pod) for pod in json.loads(response.data).get("items") or ()]
+        except ApiException as error:
+            raise translated(error, f"the pods of the Job {name} could not be read") from error
+        except urllib3.exceptions.HTTPError as error:
+            raise unreachable(error) from error
+        return tuple(pod for pod in pods if job and pod["owner"] == job["metadata"]["uid"])
+
     def names(self) -> list[str]:
         return [job["metadata"]["name"] for job in self._jobs.all()]
 
@@ -122,8 +138,11 @@ class KubernetesBackend:
     def stop_pods(self, name: str) -> None:
         try:
             self._core.delete_collection_namespaced_pod(
-                self._namespace, label_selector=f"{JOB_NAME_LABEL}={name}", _request_timeout=_TIMEOUT
-            )
+                self._namespace,
+                label_selector=f"{JOB_NAME_LABEL}={name}",
+                _preload_content=False,
+                _request_timeout=_TIMEOUT,
+            ).release_conn()
         except ApiException as error:
             raise translated(error, f"the pods of the Job {name} could not be stopped") from error
         except urllib3.exceptions.HTTPError as error:

@@ -126,6 +126,10 @@ class LocalBackend:
             pods = tuple(copy.deepcopy(pod.pod) for pod in self._pods[name])
             return Snapshot(copy.deepcopy(job), pods)
 
+    def pods_now(self, name: str) -> tuple[Manifest, ...]:
+        snapshot = self.snapshot(name)
+        return snapshot.pods if snapshot else ()
+
     def names(self) -> list[str]:
         with self._lock:
             return list(self._jobs)

@@ -25,7 +25,7 @@ from tests.parts.receiver import Patch, Receiver
 
 SCRIPTS = Path(__file__).parents[2] / "trainer_image"
 STYLE_ID = 1
-TINY_EPOCHS = 10
+TINY_EPOCHS = 5
 REAL_EPOCHS = 100
 
 

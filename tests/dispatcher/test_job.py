@@ -110,7 +110,7 @@ def test_the_whole_manifest_of_one_request() -> None:
                     "command": ["python", "-m", "trainer", "--request", "/etc/lora/request.json"],
                     "env": [{"name": "MODELS_DIR", "value": "/models"}],
                     "envFrom": [{"secretRef": {"name": "lora-trainer-env", "optional": True}}],
-                    "resources": {"limits": {"nvidia.com/gpu": 1}},
+                    "resources": {"limits": {"nvidia.com/gpu": "1"}},
                     "securityContext": {
                         "allowPrivilegeEscalation": False,
                         "readOnlyRootFilesystem": True,
@@ -161,7 +161,7 @@ def test_every_option_arrives_in_its_place() -> None:
     assert built["metadata"]["labels"]["app.kubernetes.io/instance"] == "prod"
     assert built["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "gpu-queue"
     assert container["image"] == "registry.local/trainer:1"
-    assert container["resources"]["limits"] == {"nvidia.com/gpu": 2}
+    assert container["resources"]["limits"] == {"nvidia.com/gpu": "2"}
     assert (spec["activeDeadlineSeconds"], spec["ttlSecondsAfterFinished"]) == (60, 0)
     assert pod["priorityClassName"] == "low"
     assert pod["volumes"][1]["persistentVolumeClaim"] == {"claimName": "nfs"}

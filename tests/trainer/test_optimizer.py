@@ -68,7 +68,6 @@ def test_fp16_overflow_advances_neither_weights_nor_adamw_nor_schedule() -> None
     """With fused AdamW a skipped step still moved the learning rate elsewhere (failure 4)."""
     optimizer, adapter = make_optimizer(torch.float16)
     scale = optimizer.loss_scale
-    optimizer.scale(torch.tensor(1.0))  # the scaler makes its factor at the first use
     before = optimizer.master.detach().clone()
     adapter.gradients.fill_(float("inf"))
     assert not torch.isfinite(optimizer.step())
@@ -84,7 +83,6 @@ def test_fp16_overflow_advances_neither_weights_nor_adamw_nor_schedule() -> None
 
 def run(optimizer: AdapterOptimizer, adapter: Adapter, gradients: list[Tensor]) -> None:
     for gradient in gradients:
-        optimizer.scale(torch.tensor(1.0))
         adapter.gradients.copy_(gradient)
         optimizer.step()
 

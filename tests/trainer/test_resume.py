@@ -62,6 +62,8 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
     ("place", "call"),
     [
         ("trainer.run:find_device", 1),
+        ("trainer.__main__:find_finished", 1),
+        ("trainer.preparation:fetch_images", 1),  # on a thread of its own
         ("trainer.preparation:load_unet", 1),
         ("trainer.preparation:load_text_encoder", 1),
         ("trainer.preparation:encode_texts", 1),

@@ -40,6 +40,8 @@ class AdapterOptimizer:
             [self.master], lr=torch.zeros((), device=device), weight_decay=weight_decay, fused=True
         )
         self._scaler = torch.amp.GradScaler(device.type, enabled=adapter.weights.dtype == torch.float16)
+        # The scaler makes its factor at the first use; a process without images in a batch makes none.
+        self._scaler.scale(torch.zeros((), device=device))
         self._taken = torch.zeros(1, dtype=torch.int64, device=device)
 
     def scale(self, loss: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Final
 
 from torch import Tensor, distributed
 
+from trainer.errors import InterruptedTrainingError
+
 _PATIENCE: Final = timedelta(minutes=5)
 """How long a process waits for the others, whose first step may take a while."""
 
@@ -26,10 +28,21 @@ class ProcessGroup:
         return batch[self.rank :: self.size]
 
     def add_up(self, *tensors: Tensor) -> None:
-        """Replace each tensor, in place, by its sum over all processes."""
-        if self.size > 1:
+        """Replace each tensor, in place, by its sum over all processes.
+
+        Raises:
+            InterruptedTrainingError: another process is gone.
+        """
+        if self.size == 1:
+            return
+        try:
             for tensor in tensors:
                 distributed.all_reduce(tensor)
+        except RuntimeError as error:
+            raise InterruptedTrainingError(
+                "The training's process on another device has died (see the log); started again, it goes on "
+                "from its last checkpoint."
+            ) from error
 
 
 def join_group(rank: int, size: int, port: int, *, cuda: bool) -> ProcessGroup:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint import Checkpoint
-from trainer.errors import OutOfMemoryError, TrainingError
+from trainer.errors import InterruptedTrainingError, OutOfMemoryError, TrainingError
 from trainer.interrupt import Interrupt, StopRequested
 from trainer.metrics import EpochMetrics
 from trainer.parts import Parts
@@ -75,6 +75,7 @@ class Training:
 
         Raises:
             StopRequested: a signal came; the checkpoint is saved.
+            InterruptedTrainingError: another device's process is gone; the checkpoint is saved.
             TrainingError: a loss or gradient is not a number; nothing of that epoch is saved.
             OutOfMemoryError: even one image at a time does not fit.
         """
@@ -95,7 +96,7 @@ class Training:
                 with self._interrupt.shielded():
                     self._finish_epoch(images, started)
                 self._between_epochs(self.epoch)
-        except StopRequested:
+        except (StopRequested, InterruptedTrainingError):
             with self._interrupt.shielded():
                 if self.step:
                     self._check_numbers()

@@ -1,0 +1,99 @@
+"""A dispatcher's parts against an API server, wired as service.py wires them but with no broker."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from dispatcher.allowed_hosts import AllowedHosts
+from dispatcher.backends.kubernetes import KubernetesBackend
+from dispatcher.job import JobOptions, Manifest, build_job, load_template
+from dispatcher.metrics import Metrics
+from dispatcher.relay import Relay, RelayOptions
+from dispatcher.style_lanes import StyleLanes
+from dispatcher.webhook import Webhook
+from job_contract.outcome import TrainingResult, encode
+from job_contract.request import TrainingRequest
+from tests.dispatcher.support import wait_until
+from tests.parts.receiver import Patch, Receiver
+
+TEMPLATE = load_template(None)
+RESULT = encode(
+    TrainingResult(model_path="/models/42/lora_weights.safetensors", loss=0.1, epochs=100, seconds=1.0)
+).decode()
+
+
+def new_job(receiver: Receiver, task: str = "task-1", style: int | str = 42, **options: Any) -> Manifest:
+    request = TrainingRequest(
+        style_id=style, image_paths=["/data/a.jpg"], task_id=task, webhook_url=receiver.status_url(style)
+    )
+    return build_job(request, TEMPLATE, JobOptions(**options))
+
+
+class Watching:
+    """A running backend and relay; `changes` are the names that were reported."""
+
+    def __init__(self, backend: KubernetesBackend, relay: Relay, lanes: StyleLanes) -> None:
+        self.backend = backend
+        self.relay = relay
+        self.lanes = lanes
+        self.changes: list[str] = []
+
+    def changed(self, name: str) -> None:
+        self.changes.append(name)
+        self.relay.changed(name)
+
+
+@contextmanager
+def watching(
+    api: Any, namespace: str, *, silence_seconds: float = 100.0, grace: float = 600.0, progress: float = 30.0
+) -> Iterator[Watching]:
+    """Watch and relay with quick retries until the block ends."""
+    lanes, stop = StyleLanes(), threading.Event()
+    backend = KubernetesBackend(api, namespace, "lora-trainer", silence_seconds)
+    options = RelayOptions(
+        progress_seconds=progress,
+        grace=timedelta(seconds=grace),
+        first_retry_seconds=0.05,
+        most_retry_seconds=0.5,
+    )
+    webhook = Webhook(AllowedHosts(["127.0.0.1"]), "backend-token", timeout_seconds=5)
+    watch = Watching(backend, Relay(backend, webhook, lanes, options, Metrics()), lanes)
+    workers = watch.relay.start(4)
+    thread = threading.Thread(target=backend.run, args=(watch.changed, stop))
+    thread.start()
+    try:
+        wait_until(backend.synced, what="the backend is synced")
+        watch.relay.observe_all()
+        yield watch
+    finally:
+        stop.set()
+        watch.relay.close()
+        thread.join(20)
+        for worker in workers:
+            worker.join(10)
+        assert not thread.is_alive()
+
+
+def told(receiver: Receiver, style: int | str = 42) -> list[str | None]:
+    """Return the statuses that the backend took of a style, live progress left out."""
+    path = f"/api/models/{style}/status"
+    seen: set[str] = set()
+    statuses: list[str | None] = []
+    for patch in receiver.patches:
+        identity = patch.headers["webhook-id"]
+        if patch.path == path and patch.answered == 200 and identity not in seen and "_epoch_" not in identity:
+            seen.add(identity)
+            statuses.append(patch.status)
+    return statuses
+
+
+def wait_told(receiver: Receiver, *statuses: str, style: int | str = 42, timeout: float = 15) -> list[Patch]:
+    """Wait until exactly these statuses were taken."""
+    wait_until(
+        lambda: told(receiver, style) == list(statuses),
+        timeout,
+        f"{statuses} told of {style}, not {told(receiver, style)}",
+    )
+    return receiver.patches

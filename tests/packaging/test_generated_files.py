@@ -1,0 +1,36 @@
+"""What is made from the chart is up to date, and works with kubectl."""
+
+import shutil
+import subprocess
+import sys
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from tests.packaging.chart import ROOT
+
+
+@pytest.mark.parametrize("script", ["render_k8s.py", "values_table.py"])
+def test_a_file_made_from_the_chart_is_not_stale(script: str) -> None:
+    result = subprocess.run(
+        [sys.executable, ROOT / "helm" / script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_kustomize_builds_what_a_cluster_takes() -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    built = subprocess.run([kubectl, "kustomize", ROOT / "k8s"], capture_output=True, text=True, check=True)
+    manifests = [item for item in yaml.safe_load_all(built.stdout) if item]
+    for manifest in manifests:
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+        assert manifest["kind"] == "Namespace" or manifest["metadata"]["namespace"] == "lora-trainer"
+    [deployment] = [item for item in manifests if item["kind"] == "Deployment"]
+    environment = deployment["spec"]["template"]["spec"]["containers"][0]["env"]
+    secret = next(entry for entry in environment if entry["name"] == "AMQP_URL")["valueFrom"]["secretKeyRef"]
+    made = {item["metadata"]["name"]: item["data"] for item in manifests if item["kind"] == "Secret"}
+    assert secret["key"] in made[secret["name"]]
+    assert "helm.sh" not in built.stdout

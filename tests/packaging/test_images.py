@@ -1,0 +1,146 @@
+"""Dockerfiles and lock files: what is installed is pinned, complete and the same as tested here."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tests.packaging.chart import ROOT
+
+LOCKS = {
+    "dispatcher": [ROOT / "dispatcher" / "requirements.lock"],
+    "trainer": [ROOT / "trainer_image" / "torch.lock", ROOT / "trainer_image" / "requirements.lock"],
+}
+DOCKERFILES = [ROOT / "dispatcher" / "Dockerfile", ROOT / "trainer_image" / "Dockerfile"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOT_BY_HASH = {"torch"}
+
+both_images = pytest.mark.parametrize("image", LOCKS)
+both_dockerfiles = pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.parent.name)
+
+
+def _pins(path: Path) -> dict[str, str]:
+    pairs = re.findall(r"^([A-Za-z0-9._-]+)==([^\s\\;]+)", path.read_text(), flags=re.MULTILINE)
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def _locked(image: str) -> dict[str, str]:
+    return {name: version for path in LOCKS[image] for name, version in _pins(path).items()}
+
+
+def _needs(name: str, extras: set[str]) -> list[Requirement]:
+    """The requirements of an installed package that hold on this platform."""
+    found = [Requirement(text) for text in metadata.requires(name) or []]
+    environments = [{**default_environment(), "extra": extra} for extra in extras or {""}]
+    return [
+        item
+        for item in found
+        if item.marker is None or any(item.marker.evaluate(environment) for environment in environments)
+    ]
+
+
+@both_images
+def test_every_package_is_pinned_with_hashes(image: str) -> None:
+    for path in LOCKS[image]:
+        entries = re.split(r"^(?=[A-Za-z0-9])", path.read_text(), flags=re.MULTILINE)
+        for entry in entries[1:]:
+            assert "==" in entry and "--hash=sha256:" in entry, f"{path.name}: {entry.splitlines()[0]}"
+
+
+@both_images
+def test_an_image_has_the_versions_that_were_tested(image: str) -> None:
+    tested = _pins(ROOT / "requirements.lock")
+    others = {name: (version, tested[name]) for name, version in _locked(image).items()
+              if name in tested and version != tested[name]}  # fmt: skip
+    assert others == {}
+
+
+@both_images
+def test_no_package_that_is_needed_is_missing(image: str) -> None:
+    """The images install with --no-deps: what a lock lacks is found missing at run time only."""
+    locked = _locked(image)
+    waiting = [Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"][image]]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if name in NOT_BY_HASH or (name, frozenset(requirement.extras)) in seen:
+            continue
+        seen.add((name, frozenset(requirement.extras)))
+        assert name in locked, f"{name} is not in the lock of the {image}"
+        assert requirement.specifier.contains(locked[name], prereleases=True), requirement
+        if name not in {"setuptools"}:  # torch's only, and not installed here
+            waiting += _needs(name, requirement.extras)
+
+
+def test_what_torch_needs_is_pinned() -> None:
+    torch = _pins(ROOT / "trainer_image" / "torch.lock") | _pins(ROOT / "trainer_image" / "cuda.lock")
+    for requirement in _needs("torch", set()):
+        assert canonicalize_name(requirement.name) in torch
+
+
+def test_the_dockerfile_installs_the_torch_that_was_tested() -> None:
+    text = (ROOT / "trainer_image" / "Dockerfile").read_text()
+    tested = _pins(ROOT / "requirements.lock")["torch"].partition("+")[0]
+    assert f"ARG TORCH=torch=={tested}\n" in text
+    assert f"torch {tested}" in (ROOT / "trainer_image" / "cuda.lock").read_text()
+
+
+@both_dockerfiles
+def test_an_image_runs_as_a_number_and_gets_signals(path: Path) -> None:
+    """runAsNonRoot refuses a user by name; a shell in between would swallow SIGTERM."""
+    text = path.read_text()
+    users = re.findall(r"^USER (.+)$", text, flags=re.MULTILINE)
+    assert users == ["10001:0"]
+    assert re.search(r'^ENTRYPOINT \["python", "-m", "\w+"\]$', text, flags=re.MULTILINE)
+    assert re.findall(r"^ARG BASE=(.+)$", text, flags=re.MULTILINE) == ["python:3.11-slim-bookworm"]
+
+
+@both_dockerfiles
+def test_a_change_of_code_reinstalls_no_package(path: Path) -> None:
+    final = path.read_text().rpartition("\nFROM ")[2]
+    code = final.index("COPY --from=code")
+    assert "pip install" not in final[code:]
+    assert final.index("ARG REVISION") > code
+
+
+@both_dockerfiles
+def test_what_a_dockerfile_copies_reaches_the_builder(path: Path) -> None:
+    """A path that .dockerignore keeps back fails in the middle of a build."""
+    allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"]
+    copied = re.findall(r"^COPY ((?!--from)[^\n]+) \S+$", path.read_text(), flags=re.MULTILINE)
+    sources = [source for line in copied for source in line.split()]
+    assert sources
+    for source in sources:
+        assert (ROOT / source).exists(), source
+        assert any(source == rule or Path(source).match(rule) for rule in allowed), source
+
+
+def test_nothing_imports_the_half_of_the_client_that_the_image_lacks() -> None:
+    code = (
+        "import sys, dispatcher.service, dispatcher.commands, dispatcher.backends.kubernetes_access\n"
+        "import dispatcher.backends.kubernetes, dispatcher.backends.lease\n"
+        "print([name for name in sys.modules if name.startswith('kubernetes.aio')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_dispatcher_never_imports_torch_or_the_trainer() -> None:
+    code = (
+        "import sys, dispatcher.__main__, dispatcher.backends.kubernetes\n"
+        "print([name for name in sys.modules if name.partition('.')[0] in ('torch', 'trainer', 'boto3')])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
