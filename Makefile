@@ -32,6 +32,12 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench-dispatcher: $(READY) rabbitmq ## Latency, throughput, memory beside bare create calls (KUBECONFIG, AMQP_URL)
+	$(BIN)/python -m tests.bench_dispatcher $(BENCH_ARGS)
+
+bench-trainer: $(READY) ## This trainer beside a plain diffusers loop, as ratios
+	$(BIN)/python trainer_image/bench.py $(BENCH_ARGS)
+
 lock: ## Resolve the newest versions that pyproject.toml allows into requirements.lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -q --upgrade pip

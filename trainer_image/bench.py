@@ -23,12 +23,15 @@ STEP_TFLOP: Final = 1.73
 """A LoRA step of SD 1.5 at 512 x 512 and one image: forward, and backward without the base's weights."""
 
 _PICTURES: Final = 10
+_COUNTED_STEP: Final = 5
+"""Its kernels are counted, in half precision, in a run that is not timed."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--side", choices=["trainer", "reference"], help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--count", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--full-size", action="store_true", help="a base of SD 1.5's size, random weights")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=1)
@@ -58,11 +61,13 @@ def _compare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     for _ in range(arguments.rounds):
         for side, results in rounds.items():
             results.append(_measure(side, arguments, work))
+    counts = {side: _measure(side, arguments, work, "--count") for side in rounds}
     best = {
         side: {
             "images_per_second": max(one["images_per_second"] for one in results),
             "first_step_seconds": min(one["first_step_seconds"] for one in results),
             "peak_memory_mib": min(one["peak_memory_mib"] for one in results),
+            "kernels_per_step": counts[side]["kernels_per_step"],
         }
         for side, results in rounds.items()
     }
@@ -81,9 +86,9 @@ def _compare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
     }
 
 
-def _measure(side: str, arguments: argparse.Namespace, work: Path) -> dict[str, float]:
+def _measure(side: str, arguments: argparse.Namespace, work: Path, *options: str) -> dict[str, float]:
     """Run one side as a process and return its figures."""
-    command = [sys.executable, __file__, "--side", side, "--work", str(work)]
+    command = [sys.executable, __file__, "--side", side, "--work", str(work), *options]
     for name in ("epochs", "batch_size", "resolution"):
         command += [f"--{name.replace('_', '-')}", str(getattr(arguments, name))]
     result = subprocess.run(
@@ -95,11 +100,19 @@ def _measure(side: str, arguments: argparse.Namespace, work: Path) -> dict[str, 
     return figures
 
 
+def _operator_count() -> Any:
+    from bench_operators import OperatorCount  # it imports torch, which the timed runs do at their time
+
+    return OperatorCount()
+
+
 class _Clock:
     """Told of every step; only the first and the last one make it wait for the device."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, *, count: bool) -> None:
         self._steps = steps
+        self._operators = _operator_count() if count else None
+        self.kernels_per_step = 0
         self._done = 0
         self.first = self.last = 0.0
 
@@ -109,6 +122,10 @@ class _Clock:
             self.first = self._now()
         if self._done == self._steps:
             self.last = self._now()
+        if self._operators and self._done == _COUNTED_STEP - 1:
+            self._operators.start()
+        if self._operators and self._done == _COUNTED_STEP:
+            self.kernels_per_step = self._operators.stop()
 
     def _now(self) -> float:
         import torch
@@ -121,7 +138,7 @@ class _Clock:
 def _run_side(arguments: argparse.Namespace) -> None:
     """Train on one side in this process and print its figures as the last line."""
     steps = arguments.epochs * -(-_PICTURES // arguments.batch_size)
-    clock = _Clock(steps)
+    clock = _Clock(steps, count=arguments.count)
     work: Path = arguments.work
     if arguments.side == "reference":
         from bench_reference import train_reference
@@ -133,6 +150,7 @@ def _run_side(arguments: argparse.Namespace) -> None:
             batch_size=arguments.batch_size,
             resolution=arguments.resolution,
             after_step=clock.step,
+            mixed_precision=_precision(arguments),
         )
     else:
         _run_trainer(arguments, clock)
@@ -147,8 +165,18 @@ def _run_side(arguments: argparse.Namespace) -> None:
         "images_per_second": images / (clock.last - clock.first),
         "first_step_seconds": clock.first - float(os.environ["STARTED"]),
         "peak_memory_mib": peak,
+        "kernels_per_step": clock.kernels_per_step,
     }
     print(json.dumps(figures))  # noqa: T201 (the command's answer)
+
+
+def _precision(arguments: argparse.Namespace) -> str:
+    """Return the reference's precision: the trainer's own choice, or bf16 where kernels are counted."""
+    import torch
+
+    if arguments.count:
+        return "bf16"
+    return "fp16" if torch.cuda.is_available() else "no"
 
 
 def _run_trainer(arguments: argparse.Namespace, clock: _Clock) -> None:
@@ -161,6 +189,7 @@ def _run_trainer(arguments: argparse.Namespace, clock: _Clock) -> None:
             "MODELS_DIR": models,
             "RESOLUTION": str(arguments.resolution),
             "SAMPLE_PROMPTS": "[]",
+            "MIXED_PRECISION": "bf16" if arguments.count else "auto",
         }
         # Its first step must be seen from inside; this import is one that the trainer does anyway.
         from trainer.optimizer import AdapterOptimizer
@@ -173,10 +202,8 @@ def _run_trainer(arguments: argparse.Namespace, clock: _Clock) -> None:
             return norm
 
         AdapterOptimizer.step = step  # type: ignore[method-assign]  # to measure it
-        code = train(
-            ["--style-id", "1", "--images", str(work / "pictures")]
-            + ["--epochs", str(arguments.epochs), "--batch-size", str(arguments.batch_size)]
-        )
+        options = ["--epochs", str(arguments.epochs), "--batch-size", str(arguments.batch_size)]
+        code = train(["--style-id", "1", "--images", str(work / "pictures"), *options])
     if code:
         sys.exit(f"the trainer ended with {code}")
 

@@ -56,10 +56,11 @@ def train_reference(
     batch_size: int,
     resolution: int,
     after_step: Callable[[], None],
+    mixed_precision: str,
 ) -> None:
     """Train, and call after_step after every optimizer step."""
-    accelerator = Accelerator(mixed_precision="fp16" if torch.cuda.is_available() else "no")
-    dtype = torch.float16 if accelerator.mixed_precision == "fp16" else torch.float32
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    dtype = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
     noise_scheduler = DDPMScheduler.from_pretrained(base, subfolder="scheduler")
     tokenizer = CLIPTokenizer.from_pretrained(base, subfolder="tokenizer")
     text_encoder = CLIPTextModel.from_pretrained(base, subfolder="text_encoder")
@@ -69,7 +70,7 @@ def train_reference(
         model.requires_grad_(False)
         model.to(accelerator.device, dtype=dtype)
     unet.add_adapter(LoraConfig(r=4, lora_alpha=32, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
-    if dtype == torch.float16:
+    if dtype != torch.float32:
         cast_training_params(unet, dtype=torch.float32)
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2)

@@ -197,3 +197,24 @@ def test_checkpoint_is_enough_to_go_on_bit_for_bit(tiny_base: Path) -> None:
     training.train()
     assert torch.equal(second.weights, whole.weights)
     assert [metrics.loss for metrics in second.epochs] == [metrics.loss for metrics in whole.epochs[1:]]
+
+
+def test_next_epoch_is_drawn_while_the_device_still_computes(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ten images a stall at every epoch's end costs as much as the steps (failure 16)."""
+    rig, order = Rig(tiny_base), []
+    draw, check = Training._draw, Training._check_numbers
+
+    def drawing(self: Training, epoch: int) -> Any:
+        order.append(f"draw {epoch}")
+        return draw(self, epoch)
+
+    def waiting(self: Training) -> Any:
+        order.append(f"wait for {self.epoch + 1}")
+        return check(self)
+
+    monkeypatch.setattr(Training, "_draw", drawing)
+    monkeypatch.setattr(Training, "_check_numbers", waiting)
+    rig.training().train()
+    assert order[:3] == ["draw 1", "draw 2", "wait for 1"]
