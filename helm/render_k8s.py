@@ -1,7 +1,7 @@
 """Make k8s/ from the chart: plain manifests with kustomization, for people without Helm.
 
-    python helm/render_k8s.py            write k8s/
-    python helm/render_k8s.py --check    exit with 1 where k8s/ is not what the chart makes
+python helm/render_k8s.py            write k8s/
+python helm/render_k8s.py --check    exit with 1 where k8s/ is not what the chart makes
 """
 
 import re
@@ -28,7 +28,8 @@ metadata:
   labels:
     pod-security.kubernetes.io/enforce: restricted
 """
-KUSTOMIZATION_HEAD = f"""# kubectl apply -k k8s    after three changes below: the broker's URL, the backend's URL, the images' registry.
+KUSTOMIZATION_HEAD = f"""# kubectl apply -k k8s
+# Change three things below before: the broker's URL, the backend's URL, the registry of both images.
 apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 namespace: {NAMESPACE}
@@ -87,7 +88,7 @@ def render() -> dict[str, str]:
 
 def _belongs(path: str, manifest: str) -> bool:
     content = yaml.safe_load(manifest) if path.endswith(".yaml") else None
-    return bool(content) and "helm.sh/hook" not in (content["metadata"].get("annotations") or {})
+    return content is not None and "helm.sh/hook" not in (content["metadata"].get("annotations") or {})
 
 
 def _without_helm(manifest: str) -> str:

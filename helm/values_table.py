@@ -1,7 +1,7 @@
 """Write the table of values into the chart's README.md from the comments in values.yaml.
 
-    python helm/values_table.py            write it
-    python helm/values_table.py --check    exit with 1 where it is not up to date, or a value has no comment
+python helm/values_table.py            write it
+python helm/values_table.py --check    exit with 1 where it is not up to date, or a value has no comment
 """
 
 import json

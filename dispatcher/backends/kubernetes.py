@@ -40,7 +40,7 @@ class KubernetesBackend:
         self._core = client.CoreV1Api(api)
         self._namespace = namespace
         self._events: queue.SimpleQueue[Thing | None] = queue.SimpleQueue()
-        self._pods_of: dict[str, dict[str, Thing]] = {}
+        self._pods_of: dict[str, set[str]] = {}
         self._lock = threading.Lock()
         self._report: Callable[[str], None] = lambda _name: None
         self._log = structlog.get_logger("kubernetes")
@@ -89,7 +89,7 @@ class KubernetesBackend:
         if job is None:
             return None
         with self._lock:
-            pods = tuple(self._pods_of.get(name, {}).values())
+            pods = [pod for pod in map(self._pods.get, self._pods_of.get(name, ())) if pod]
         uid = job["metadata"]["uid"]
         return Snapshot(job, tuple(pod for pod in pods if pod["owner"] == uid))
 
@@ -110,7 +110,7 @@ class KubernetesBackend:
         return tuple(pod for pod in pods if job and pod["owner"] == job["metadata"]["uid"])
 
     def names(self) -> list[str]:
-        return [job["metadata"]["name"] for job in self._jobs.all()]
+        return self._jobs.names()
 
     def patch(self, name: str, change: dict[str, Any], resource_version: str | None = None) -> None:
         if resource_version:
@@ -232,12 +232,11 @@ class KubernetesBackend:
     def _pod_changed(self, pod: Thing) -> None:
         job, name = pod["job"], pod["metadata"]["name"]
         with self._lock:
-            pods = self._pods_of.setdefault(job, {})
-            current = self._pods.get(name)
-            if current is not None:
-                pods[name] = current
+            pods = self._pods_of.setdefault(job, set())
+            if self._pods.get(name) is not None:
+                pods.add(name)
             else:
-                pods.pop(name, None)
+                pods.discard(name)
                 if not pods:
                     del self._pods_of[job]
         self._report(job)

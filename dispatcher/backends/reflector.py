@@ -29,7 +29,7 @@ class _GoneError(Exception):
 
 
 class Reflector:
-    """Mirrors what `call` lists; `snapshot` and `all` may be called from any thread.
+    """Mirrors what `call` lists; `get` and `names` may be called from any thread.
 
     Args:
         call: the client's list method with its selector bound; takes the list and watch parameters.
@@ -52,7 +52,7 @@ class Reflector:
         self._slim = slim
         self._changed = changed
         self._silence_seconds = silence_seconds
-        self._things: dict[str, Thing] = {}
+        self._things: dict[str, bytes] = {}  # as JSON: a quarter of the memory of dicts
         self._lock = threading.Lock()
         self._response: urllib3.HTTPResponse | None = None
         self._last_contact = time.monotonic()
@@ -61,11 +61,12 @@ class Reflector:
 
     def get(self, name: str) -> Thing | None:
         with self._lock:
-            return self._things.get(name)
+            packed = self._things.get(name)
+        return None if packed is None else json.loads(packed)
 
-    def all(self) -> list[Thing]:
+    def names(self) -> list[str]:
         with self._lock:
-            return list(self._things.values())
+            return list(self._things)
 
     @property
     def silent_for(self) -> float:
@@ -114,7 +115,7 @@ class Reflector:
                 stop.wait(delay)
 
     def _list(self) -> str:
-        listed: dict[str, Thing] = {}
+        listed: dict[str, bytes] = {}
         token, version = None, ""
         while True:
             response = self._call(
@@ -122,21 +123,23 @@ class Reflector:
             )
             page = json.loads(response.data)
             for thing in page.get("items") or ():
-                listed[thing["metadata"]["name"]] = self._slim(thing)
+                listed[thing["metadata"]["name"]] = self._pack(thing)
             version, token = page["metadata"]["resourceVersion"], page["metadata"].get("continue")
             if not token:
                 break
         self._last_contact = time.monotonic()
         with self._lock:
             before, self._things = self._things, listed
-        for name, thing in listed.items():
-            old = before.pop(name, None)
-            if old is None or _version(old) != _version(thing):
-                self._changed(thing)
+        for name, packed in listed.items():
+            if before.pop(name, None) != packed:
+                self._changed(json.loads(packed))
         for removed in before.values():
-            self._changed(removed)
+            self._changed(json.loads(removed))
         self.synced.set()
         return str(version)
+
+    def _pack(self, thing: Thing) -> bytes:
+        return json.dumps(self._slim(thing), separators=(",", ":")).encode()
 
     def _watch(self, version: str) -> str:
         """Follow the changes since a version until the server ends the stream; return the last version."""
@@ -170,13 +173,13 @@ class Reflector:
                 raise _GoneError
             raise ValueError(f"the watch ended: {thing.get('message')}")
         if kind != "BOOKMARK":
-            name, slim = thing["metadata"]["name"], self._slim(thing)
+            name, packed = thing["metadata"]["name"], self._pack(thing)
             with self._lock:
                 if kind == "DELETED":
                     self._things.pop(name, None)
                 else:
-                    self._things[name] = slim
-            self._changed(slim)
+                    self._things[name] = packed
+            self._changed(json.loads(packed))
         return _version(thing)
 
 

@@ -102,6 +102,7 @@ MATRIX: Final[dict[str, dict[str, Any]]] = {
         "metrics": {"podMonitor": {"enabled": True}},
     },
     "cpu": {**LEAST, "trainer": {"gpus": 0, "tolerations": []}, "baseModel": {"cache": {"enabled": False}}},
+    "demo": yaml.safe_load((ROOT / "helm" / "demo" / "values.yaml").read_text()),
     "folder": {**LEAST, "baseModel": {"path": "/base/sd15"}},
     "openshift": {
         **LEAST,

@@ -7,6 +7,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from kubernetes import client
+
+from dispatcher.backends import Snapshot
 from dispatcher.backends.kubernetes import KubernetesBackend
 from dispatcher.backends.kubernetes_access import LEASE, NEEDED
 from dispatcher.backends.lease import Lease
@@ -30,14 +33,17 @@ def _rules(role: str) -> list[dict[str, Any]]:
 
 
 def _granted(rules: list[dict[str, Any]]) -> set[Permission]:
-    return {
-        (verb, resource) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]
-    }
+    return {(verb, resource) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
 
 
 def _used(server: ApiServer) -> set[Permission]:
     """What the dispatcher asked for; the administrator's own requests do not count."""
     return {(request.verb, request.target) for request in server.requests if "dispatcher" in request.user}
+
+
+def _with_pods(backend: KubernetesBackend) -> Snapshot | None:
+    snapshot = backend.snapshot(NAME)
+    return snapshot if snapshot and snapshot.pods else None
 
 
 def test_the_role_is_what_the_dispatcher_uses_and_no_more(
@@ -58,9 +64,8 @@ def test_the_role_is_what_the_dispatcher_uses_and_no_more(
         assert backend.create(JOB) is False
         pod = controller.start_pod(NAME)
         api_server.write_log(pod, "epoch 1/2\n")
-        snapshot = api_server.wait_for(
-            lambda: (found := backend.snapshot(NAME)) and found.pods and found, timeout=20
-        )
+        snapshot = api_server.wait_for(lambda: _with_pods(backend), timeout=20)
+        assert snapshot is not None
         assert snapshot.pods[0]["metadata"]["name"] == pod
         assert "epoch 1/2" in backend.log_tail(pod, 10)
         backend.patch(NAME, {"metadata": {"annotations": {"relayed": "yes"}}})
@@ -86,7 +91,7 @@ def test_the_role_is_what_the_check_command_asks_for() -> None:
 
 def test_an_uninstall_can_take_the_finalizer_off(api_server: ApiServer, tmp_path: Path) -> None:
     """Without it, Jobs that are left cannot be deleted, nor their namespace."""
-    api_server.put(JOB)
+    client.BatchV1Api(api_server.client(admin=True)).create_namespaced_job(api_server.namespace, JOB)
     api_server.rules = _rules("lora-trainer-release-jobs")
     hook = find(MANIFESTS, "Job", "lora-trainer-release-jobs")["spec"]["template"]["spec"]["containers"][0]
     variables = {entry["name"]: entry.get("value", api_server.namespace) for entry in hook["env"]}

@@ -85,7 +85,7 @@ def test_our_own_pods_have_a_read_only_root_and_can_write_to_tmp(values: dict[st
             if container["name"] == "rabbitmq":
                 continue
             assert container["securityContext"]["readOnlyRootFilesystem"] is True, name
-            assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]], name  # noqa: S108
+            assert "/tmp" in [mount["mountPath"] for mount in container["volumeMounts"]], name
 
 
 @every_set_of_values
@@ -206,7 +206,9 @@ def test_trainings_cannot_reach_the_clouds_metadata_service() -> None:
     policy = find(render(LEAST), "NetworkPolicy", "lora-trainer-trainer")["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in policy
-    blocks = [peer["ipBlock"] for rule in policy["egress"] for peer in rule.get("to", []) if "ipBlock" in peer]
+    blocks = [
+        peer["ipBlock"] for rule in policy["egress"] for peer in rule.get("to", []) if "ipBlock" in peer
+    ]
     excepted = [cidr for block in blocks for cidr in block.get("except", [])]
     assert "169.254.169.254/32" in excepted
     everywhere = [rule for rule in policy["egress"] if "to" not in rule]

@@ -53,5 +53,6 @@ def test_the_trainer_starts_with_its_variables(
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     settings = TrainerSettings.from_environment()
-    gpus = container["resources"]["limits"].get("nvidia.com/gpu", 0)
-    assert settings.require_cuda is (gpus > 0)
+    gpus = int(container["resources"]["limits"].get("nvidia.com/gpu", 0))
+    wanted = values.get("trainer", {}).get("requireCuda", True)
+    assert settings.require_cuda is (wanted and gpus > 0)

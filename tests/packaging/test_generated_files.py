@@ -34,3 +34,13 @@ def test_kustomize_builds_what_a_cluster_takes() -> None:
     made = {item["metadata"]["name"]: item["data"] for item in manifests if item["kind"] == "Secret"}
     assert secret["key"] in made[secret["name"]]
     assert "helm.sh" not in built.stdout
+
+
+def test_the_demos_script_and_backend_are_well_formed() -> None:
+    demo = ROOT / "helm" / "demo"
+    subprocess.run(["sh", "-n", demo / "run.sh"], check=True)
+    backend, pod, service = yaml.safe_load_all((demo / "backend.yaml").read_text())
+    for manifest in (backend, pod, service):
+        kubernetes_validate.validate(manifest, "1.37", strict=True)
+    compile(backend["data"]["backend.py"], "backend.py", "exec")
+    assert service["spec"]["selector"] == pod["metadata"]["labels"]

@@ -38,9 +38,7 @@ def test_no_two_panels_of_the_dashboard_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in json.loads((CHART / "files" / "dashboard.json").read_text())["panels"]:
         at = panel["gridPos"]
-        cells = {
-            (x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])
-        }
+        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
         assert not cells & taken, panel["title"]
         assert at["x"] + at["w"] <= 24, panel["title"]
         taken |= cells

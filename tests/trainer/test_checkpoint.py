@@ -61,9 +61,11 @@ def test_damaged_newest_falls_back_to_the_one_before(tmp_path: Path, name: str, 
     assert read.step == 10
 
 
-def test_unfinished_folder_is_never_read(tmp_path: Path) -> None:
+def test_unfinished_folder_is_never_read_and_goes_with_the_next_save(tmp_path: Path) -> None:
     (tmp_path / ".epoch-0009.partial").mkdir()
     assert load_newest(tmp_path, "ours") is None
+    save_checkpoint(tmp_path, make(10), keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch-0001"]
 
 
 def test_another_trainings_checkpoint_is_not_taken(tmp_path: Path) -> None:

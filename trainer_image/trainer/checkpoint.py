@@ -52,7 +52,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """
     aside = folder / f".{checkpoint.name}.partial"
     try:
-        shutil.rmtree(aside, ignore_errors=True)
+        for rest in folder.glob(".*.partial"):  # what a killed process left
+            shutil.rmtree(rest)
         aside.mkdir(parents=True)
         tensors = save({name: tensor.cpu() for name, tensor in checkpoint.tensors.items()})
         values = {field.name: getattr(checkpoint, field.name) for field in fields(checkpoint)}

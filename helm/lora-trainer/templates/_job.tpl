@@ -91,7 +91,7 @@ containers:
     {{- end }}
     {{- $resources := deepCopy $trainer.resources }}
     {{- if $trainer.gpus }}
-    {{- $_ := set $resources "limits" (merge (dict $trainer.gpuResource (int $trainer.gpus)) (default dict $resources.limits)) }}
+    {{- $_ := set $resources "limits" (merge (dict $trainer.gpuResource ($trainer.gpus | int | toString)) (default dict $resources.limits)) }}
     {{- end }}
     resources:
       {{- toYaml $resources | nindent 6 }}
