@@ -51,6 +51,7 @@ from typing import Any, Final, Self, TypeVar
 from kubernetes import client as kubernetes_client
 
 from tests.parts.http_server import HttpServer
+from tests.parts.kube_changes import ordered
 from tests.parts.kube_faults import Fault
 from tests.parts.kube_front import ADMIN_TOKEN, ApiRequest, Front
 from tests.parts.kube_schema import RESOURCES, Schemas
@@ -149,7 +150,7 @@ class ApiServer(Front):
 
     def put(self, value: dict[str, Any]) -> dict[str, Any]:
         """Create an object with the status that it holds, past RBAC and faults."""
-        value = copy.deepcopy(value)
+        value = ordered(copy.deepcopy(value))
         resource = next(item for item in RESOURCES if item.kind == value["kind"])
         namespace = ""
         if resource.namespaced:

@@ -101,8 +101,6 @@ class Automation:
                 if self._stopped:
                     return
                 version = self._store.version
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                heapq.heappop(self._timers)
             for name in sorted(jobs):
                 with self._store.changed:  # so that no client changes what is looked at
                     self._advance(name)
@@ -118,7 +116,10 @@ class Automation:
         jobs = {change.after.value["metadata"]["name"] for change in changes}
         pods = [change.after.value["metadata"] for change in self._store.changes_after("pods", version)]
         jobs |= {pod["labels"]["job-name"] for pod in pods if "job-name" in pod.get("labels", {})}
-        jobs |= {name for due, name in self._timers if due <= time.monotonic()}
+        if not self._paused:
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                jobs.add(heapq.heappop(self._timers)[1])
         return jobs, {pod["name"] for pod in pods if "deletionTimestamp" in pod}
 
     def _seconds_to_next_timer(self) -> float:

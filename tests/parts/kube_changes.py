@@ -84,7 +84,7 @@ class Changes:
         if decoded.causes:
             name = value.get("metadata", {}).get("name", "")
             raise kube_status.invalid(kind, call.resource.group, name, decoded.causes)
-        normal = _ordered({**decoded.value, "kind": kind, "apiVersion": expected})
+        normal = ordered({**decoded.value, "kind": kind, "apiVersion": expected})
         if call.resource.group == "events.k8s.io":
             normal = kube_events.to_core_api(normal)
         warning = unknown.replace('"', '\\"')
@@ -178,7 +178,7 @@ class Changes:
             faults += kube_rules.job_faults(new)
             faults += kube_rules.job_update_faults(old, new)
         _refuse(call, call.name, faults)
-        return _ordered(new)
+        return ordered(new)
 
     @staticmethod
     def check_update(call: ApiCall, sent: Object) -> None:
@@ -200,7 +200,7 @@ def _refuse(call: ApiCall, name: str, faults: list[Cause]) -> None:
         raise kube_status.invalid(call.resource.kind, call.resource.group, name, faults)
 
 
-def _ordered(value: Object) -> Object:
+def ordered(value: Object) -> Object:
     """kind and apiVersion first: a list cuts them off its items."""
     rest = {name: item for name, item in value.items() if name not in ("kind", "apiVersion")}
     return {"kind": value["kind"], "apiVersion": value["apiVersion"], **rest}
