@@ -84,7 +84,7 @@ image-locks: ## Pin the images' packages with hashes, at the versions of require
 	  --output-file trainer_image/requirements.lock pyproject.toml
 	echo torch==2.13.0 | $(COMPILE) --unsafe-package torch --output-file trainer_image/torch.lock -
 	sed -i '/^# WARNING/,$$d' dispatcher/requirements.lock trainer_image/*.lock
-	sed -i '1i # Made by `make image-locks` from pyproject.toml, at the versions of the lock at the root.' \
+	sed -i '1i # Made by `make image-locks` from pyproject.toml; the versions are those of the lock at the root.' \
 	  dispatcher/requirements.lock trainer_image/requirements.lock trainer_image/torch.lock
 
 clean: ## Remove what the targets made, the virtual environment included

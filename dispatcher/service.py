@@ -16,6 +16,7 @@ from dispatcher.allowed_hosts import AllowedHosts
 from dispatcher.backends import Backend
 from dispatcher.backends.gpus import visible_gpus
 from dispatcher.broker import Broker
+from dispatcher.errors import DispatcherError
 from dispatcher.health import HealthServer
 from dispatcher.intake import Intake, IntakeOptions, Notices
 from dispatcher.job import JobOptions, load_template
@@ -147,11 +148,17 @@ class Service:
         self._log = structlog.get_logger("service")
 
     def run(self, stop: threading.Event) -> None:
-        """Run until stop is set, then let what is under way end."""
+        """Run until stop is set, then let what is under way end.
+
+        Raises:
+            DispatcherError: the health port is taken.
+        """
+        threads: list[threading.Thread] = []
+        health = self._serve_health(threads)
         workers = self._relay.start(self._workers)
         watch = threading.Thread(target=self._backend.run, args=(self._relay.changed, stop), name="backend")
         watch.start()
-        health = self._serve_health([*workers, watch])
+        threads += [*workers, watch]
         lease_stop = threading.Event()
         election = threading.Thread(target=self._hold_lease, args=(lease_stop,), name="lease")
         election.start()
@@ -188,12 +195,17 @@ class Service:
     def _serve_health(self, threads: list[threading.Thread]) -> HealthServer | None:
         if not self._health_port:
             return None
-        return HealthServer(
-            self._health_port,
-            alive=lambda: self._backend.silent_for() < _STALE_SECONDS and all(t.is_alive() for t in threads),
-            ready=lambda: self._backend.synced() and self._broker.connected,
-            metrics=self._metrics.expose,
-        )
+        try:
+            return HealthServer(
+                self._health_port,
+                alive=lambda: (
+                    self._backend.silent_for() < _STALE_SECONDS and all(t.is_alive() for t in threads)
+                ),
+                ready=lambda: self._backend.synced() and self._broker.connected,
+                metrics=self._metrics.expose,
+            )
+        except OSError as error:
+            raise DispatcherError(f"HEALTH_PORT {self._health_port} cannot be used: {error}") from error
 
 
 def job_options(settings: DispatcherSettings) -> JobOptions:

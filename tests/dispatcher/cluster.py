@@ -83,7 +83,12 @@ def told(receiver: Receiver, style: int | str = 42) -> list[str | None]:
     statuses: list[str | None] = []
     for patch in receiver.patches:
         identity = patch.headers["webhook-id"]
-        if patch.path == path and patch.answered == 200 and identity not in seen and "_epoch_" not in identity:
+        if (
+            patch.path == path
+            and patch.answered == 200
+            and identity not in seen
+            and "_epoch_" not in identity
+        ):
             seen.add(identity)
             statuses.append(patch.status)
     return statuses

@@ -24,7 +24,10 @@ Handle = Callable[[bytes, str | None], Verdict]
 
 @contextmanager
 def consuming(
-    url: str, queues: Queues, handle: Handle, send_notice: Callable[[bytes], float | None] = lambda _body: None
+    url: str,
+    queues: Queues,
+    handle: Handle,
+    send_notice: Callable[[bytes], float | None] = lambda _body: None,
 ) -> Iterator[Broker]:
     broker, stop = Broker(url, queues, handle, send_notice), threading.Event()
     thread = threading.Thread(target=broker.run, args=(stop,))
@@ -105,7 +108,11 @@ def test_a_refused_message_lies_in_the_dead_letters_unchanged_with_its_reason(am
     assert headers.pop(REFUSED_AT_HEADER).startswith("20")
     assert headers == {"tenant": "art", "nested": {"list": [1, "two", None]}}
     assert (properties.message_id, properties.correlation_id) == ("m-1", "c-1")
-    assert (properties.content_type, properties.app_id, properties.type) == ("text/plain", "backend", "training")
+    assert (properties.content_type, properties.app_id, properties.type) == (
+        "text/plain",
+        "backend",
+        "training",
+    )
     assert (properties.priority, properties.timestamp) == (3, 1_700_000_000)
     assert properties.expiration is None
     assert properties.delivery_mode == 2

@@ -28,14 +28,20 @@ def condition(kind: str, reason: str = "", message: str = "", status: str = "Tru
     }
 
 
-FAILURE_TARGET = condition("FailureTarget", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+FAILURE_TARGET = condition(
+    "FailureTarget", "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+)
 FAILED = condition("Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
-CRITERIA_MET = condition("SuccessCriteriaMet", "CompletionsReached", "Reached expected number of succeeded pods")
+CRITERIA_MET = condition(
+    "SuccessCriteriaMet", "CompletionsReached", "Reached expected number of succeeded pods"
+)
 COMPLETE = condition("Complete", "CompletionsReached", "Reached expected number of succeeded pods")
 SUSPENDED = condition("Suspended", "JobResumed", "Job resumed", status="False")
 
 
-def job(*conditions: dict[str, Any], deleting: bool = False, verdict: str = "", **status: Any) -> dict[str, Any]:
+def job(
+    *conditions: dict[str, Any], deleting: bool = False, verdict: str = "", **status: Any
+) -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": "lora-42", "uid": "u", "creationTimestamp": STARTED}
     if deleting:
         metadata["deletionTimestamp"] = STARTED
@@ -60,7 +66,11 @@ def pod(
 
 
 def ended(code: int, message: str = "", reason: str = "", **more: Any) -> dict[str, Any]:
-    terminated = {"exitCode": code, "reason": reason or ("Error" if code else "Completed"), "startedAt": STARTED}
+    terminated = {
+        "exitCode": code,
+        "reason": reason or ("Error" if code else "Completed"),
+        "startedAt": STARTED,
+    }
     return pod(
         {"terminated": {**terminated, **({"message": message} if message else {})}},
         **{"phase": "Failed" if code else "Succeeded", **more},
@@ -141,7 +151,9 @@ def test_counters_decide_nothing() -> None:
     assert diagnose(job(succeeded=1), [ended(0, RESULT)]).phase is Phase.WAITING
 
 
-@pytest.mark.parametrize("target", [FAILURE_TARGET, CRITERIA_MET], ids=["FailureTarget", "SuccessCriteriaMet"])
+@pytest.mark.parametrize(
+    "target", [FAILURE_TARGET, CRITERIA_MET], ids=["FailureTarget", "SuccessCriteriaMet"]
+)
 def test_a_verdict_of_the_job_controller_waits_for_its_pods(target: dict[str, Any]) -> None:
     assert not diagnose(job(target, failed=4), [ended(70, BAD_IMAGE)]).terminal
 
@@ -217,7 +229,9 @@ def test_pod_failure_policy_passes_on_the_trainers_words() -> None:
             "ephemeral-storage",
         ),
         (
-            pod(phase="Failed", reason="NodeLost", message="Node gpu-1 which was running pod is unresponsive"),
+            pod(
+                phase="Failed", reason="NodeLost", message="Node gpu-1 which was running pod is unresponsive"
+            ),
             FailureCode.EVICTED,
             "unresponsive",
         ),
@@ -371,7 +385,9 @@ def test_what_was_decided_once_stays_whatever_came_after() -> None:
     deadline = condition("Failed", "DeadlineExceeded", "Job was active longer than specified deadline")
     assert failure(job(deadline, verdict=VERDICT)).failure_code is FailureCode.IMAGE_PULL
     assert failure(job(deleting=True, verdict=VERDICT)).failure_code is FailureCode.IMAGE_PULL
-    assert failure(job(deleting=True, verdict=VERDICT), ended(0, RESULT)).failure_code is FailureCode.IMAGE_PULL
+    assert (
+        failure(job(deleting=True, verdict=VERDICT), ended(0, RESULT)).failure_code is FailureCode.IMAGE_PULL
+    )
 
 
 def test_a_training_that_completed_all_the_same_is_completed() -> None:
@@ -387,7 +403,15 @@ def test_a_verdict_that_cannot_be_read_is_none() -> None:
 TIMES = st.sampled_from([STARTED, "2026-11-24T08:05:00Z", "2026-11-24T08:05:00+00:00"])
 WORDS = st.text(max_size=20) | st.sampled_from(["", RESULT, BAD_IMAGE, VERDICT])
 REASONS = st.sampled_from(
-    ["", "DeadlineExceeded", "ImagePullBackOff", "CreateContainerError", "Unschedulable", "OOMKilled", "Evicted"]
+    [
+        "",
+        "DeadlineExceeded",
+        "ImagePullBackOff",
+        "CreateContainerError",
+        "Unschedulable",
+        "OOMKilled",
+        "Evicted",
+    ]
 )
 
 
@@ -399,7 +423,14 @@ CONDITIONS = st.none() | st.lists(
     st.fixed_dictionaries(
         {
             "type": st.sampled_from(
-                ["Complete", "Failed", "FailureTarget", "SuccessCriteriaMet", "DisruptionTarget", "PodScheduled"]
+                [
+                    "Complete",
+                    "Failed",
+                    "FailureTarget",
+                    "SuccessCriteriaMet",
+                    "DisruptionTarget",
+                    "PodScheduled",
+                ]
             ),
             "status": st.sampled_from(["True", "False", "Unknown"]),
         },

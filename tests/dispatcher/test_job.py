@@ -133,9 +133,7 @@ def test_the_whole_manifest_of_one_request() -> None:
                         "items": [
                             {
                                 "path": "request.json",
-                                "fieldRef": {
-                                    "fieldPath": "metadata.annotations['lora-trainer.io/request']"
-                                },
+                                "fieldRef": {"fieldPath": "metadata.annotations['lora-trainer.io/request']"},
                             }
                         ]
                     },
@@ -220,9 +218,7 @@ STYLES = st.integers(-(2**62), 2**62) | st.from_regex(r"\A[A-Za-z0-9_-]{1,64}\Z"
 
 
 @given(STYLES, st.text(max_size=256))
-def test_a_job_name_is_always_a_dns_label_that_leaves_room_for_its_pods(
-    style: int | str, task: str
-) -> None:
+def test_a_job_name_is_always_a_dns_label_that_leaves_room_for_its_pods(style: int | str, task: str) -> None:
     name = job_name(style, task)
     assert re.fullmatch(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", name)
     assert len(name) <= 63 - len("-abcde")
@@ -295,7 +291,8 @@ def test_a_template_of_ones_own_keeps_its_labels_and_annotations(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "[]", "{}", "kind: Job", "spec: {template: {spec: {containers: [{name: x}]}}}", "a: [", None]
+    "text",
+    ["", "7", "[]", "{}", "kind: Job", "spec: {template: {spec: {containers: [{name: x}]}}}", "a: [", None],
 )
 def test_a_template_that_is_no_training_job_is_refused_by_its_path(tmp_path: Path, text: str | None) -> None:
     path = tmp_path / "job.yaml"

@@ -61,7 +61,9 @@ def is_released(api_server: ApiServer, name: str) -> bool:
 # Creating
 
 
-def test_creating_twice_makes_one_job(backend: KubernetesBackend, api_server: ApiServer, receiver: Receiver) -> None:
+def test_creating_twice_makes_one_job(
+    backend: KubernetesBackend, api_server: ApiServer, receiver: Receiver
+) -> None:
     assert backend.create(new_job(receiver)) is True
     assert backend.create(new_job(receiver)) is False
     assert len(api_server.all("jobs")) == 1
@@ -270,9 +272,7 @@ def test_6_8_a_deleted_job_is_told_before_it_goes_and_does_not_stay_terminating(
     assert receiver.patches[-1].json["failure_code"] == "JOB_DELETED"
 
 
-def test_a_job_deleted_before_it_started_is_told_too(
-    api_server: ApiServer, receiver: Receiver
-) -> None:
+def test_a_job_deleted_before_it_started_is_told_too(api_server: ApiServer, receiver: Receiver) -> None:
     job = new_job(receiver)
     with watching(api_server.client(), api_server.namespace) as watch:
         watch.backend.create(job)
@@ -306,7 +306,9 @@ def test_8_a_permanent_refusal_is_parked_where_kubectl_describe_shows_it(
         watch.backend.create(job)
         controller.finish(name_of(job), 0, RESULT)
         wait_until(lambda: is_released(api_server, name_of(job)), what="the finalizer is gone")
-        assert "completed: the backend answered 410" in annotations(api_server, name_of(job))[PARKED_ANNOTATION]
+        assert (
+            "completed: the backend answered 410" in annotations(api_server, name_of(job))[PARKED_ANNOTATION]
+        )
         wait_until(lambda: any(event["reason"] == "StatusParked" for event in api_server.all("events")))
         # Whoever mends the backend removes the annotation, and it is told again.
         receiver.answer = None
@@ -560,9 +562,7 @@ def test_1_bookmarks_keep_a_quiet_watch_alive(api_server: ApiServer) -> None:
         assert watch.backend.silent_for() < 1.0
 
 
-def test_3_a_delete_between_list_and_watch_is_seen(
-    api_server: ApiServer, receiver: Receiver
-) -> None:
+def test_3_a_delete_between_list_and_watch_is_seen(api_server: ApiServer, receiver: Receiver) -> None:
     """The watch goes on from the list's version, so what happens between the two is in it."""
     job = new_job(receiver)
     del job["metadata"]["finalizers"]
@@ -764,7 +764,10 @@ def test_concurrent_creates_of_one_job_make_one(
 
 @pytest.mark.parametrize(
     ("exit_code", "words", "statuses", "code"),
-    [(0, RESULT, ("processing", "completed"), None), (65, BAD_IMAGE, ("processing", "failed"), "INVALID_IMAGES")],
+    [
+        (0, RESULT, ("processing", "completed"), None),
+        (65, BAD_IMAGE, ("processing", "failed"), "INVALID_IMAGES"),
+    ],
 )
 def test_a_watch_of_pods_that_is_behind_the_jobs_makes_no_status_false(
     api_server: ApiServer,

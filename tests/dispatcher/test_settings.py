@@ -25,14 +25,24 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_the_defaults_are_those_that_are_documented() -> None:
     settings = DispatcherSettings.from_environment()
     assert settings.amqp_url.get_secret_value() == "amqp://guest:guest@localhost:5672/%2F"
-    assert (settings.queue, settings.job_backend, settings.namespace) == ("model_training", "local", "default")
+    assert (settings.queue, settings.job_backend, settings.namespace) == (
+        "model_training",
+        "local",
+        "default",
+    )
     assert (settings.max_active_jobs, settings.workers, settings.instance) == (0, 16, "lora-trainer")
     assert (settings.progress_seconds, settings.start_grace_seconds) == (30, 600)
     assert (settings.webhook_timeout_seconds, settings.webhook_give_up_hours) == (20, 168)
     assert (settings.webhook_first_retry_seconds, settings.webhook_most_retry_seconds) == (1, 300)
     assert settings.webhook_allowed_hosts == ()
     assert settings.trainer_env == {}
-    for absent in ("gpus_per_job", "job_deadline_seconds", "job_ttl_seconds", "trainer_image", "job_template"):
+    for absent in (
+        "gpus_per_job",
+        "job_deadline_seconds",
+        "job_ttl_seconds",
+        "trainer_image",
+        "job_template",
+    ):
         assert getattr(settings, absent) is None
 
 

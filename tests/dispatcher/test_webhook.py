@@ -253,7 +253,9 @@ def test_a_url_that_can_never_work_is_refused_for_good(url: str) -> None:
 def test_no_secret_of_the_url_is_in_a_reason(receiver: Receiver) -> None:
     port = urlsplit(receiver.url).port
     receiver.stop()
-    answer = Webhook(AllowedHosts(["127.0.0.1"])).patch(f"http://127.0.0.1:{port}/x?token=hidden", PAYLOAD, "id")
+    answer = Webhook(AllowedHosts(["127.0.0.1"])).patch(
+        f"http://127.0.0.1:{port}/x?token=hidden", PAYLOAD, "id"
+    )
     assert isinstance(answer, TryAgain)
     assert "hidden" not in answer.reason
 
