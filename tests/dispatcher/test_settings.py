@@ -1,8 +1,7 @@
-"""A setting that is misspelt or malformed stops the program with its name; the defaults are what is documented."""
+"""A misspelt or malformed setting stops the program with its name; the defaults are as documented."""
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,10 @@ SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in DispatcherSettings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("BACKEND_URL", "https://backend")
-    yield
 
 
 def test_the_defaults_are_those_that_are_documented() -> None:

@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Any
@@ -196,7 +195,7 @@ def test_an_answer_that_is_no_http_is_tried_again(garbage: bytes) -> None:
 
 
 @pytest.fixture
-def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[str]]]:
+def names(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     """A resolver in which a name may have another address at every look-up."""
     names: dict[str, list[str]] = {}
     real = socket.getaddrinfo
@@ -208,7 +207,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, list[str]]]:
         return real(host, port, *rest, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    yield names
+    return names
 
 
 def test_a_name_that_turns_private_after_it_was_allowed_gets_not_a_byte(
@@ -265,7 +264,7 @@ def test_many_threads_share_one_webhook(receiver: Receiver) -> None:
     answers: list[WebhookAnswer] = []
     threads = [
         threading.Thread(
-            target=lambda n=n: answers.append(  # type: ignore[misc]  # a default binds the loop's number
+            target=lambda n=n: answers.append(
                 hook.patch(receiver.status_url(n), {**PAYLOAD, "style_id": n}, f"msg_{n}")
             )
         )
