@@ -22,7 +22,7 @@ from pika.exceptions import AMQPError
 from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect, error_text
 from dispatcher.retry import backoff_seconds
 
-_DRAIN_SECONDS: Final = 8.0
+_DRAIN_SECONDS: Final = 7.0
 _MOST_HELD_SECONDS: Final = 600.0
 _DEPTH_EVERY: Final = 10.0
 
@@ -81,21 +81,23 @@ class Broker:
     def run(self, stop: threading.Event) -> None:
         """Stay connected and consume until stop is set; then let what is under way end."""
         attempt = 0
-        with ThreadPoolExecutor(self._handlers, thread_name_prefix="intake") as pool:
-            while not stop.is_set():
-                connected_at = time.monotonic()
-                try:
-                    self._run_connected(pool, stop)
-                except Exception as error:  # noqa: BLE001 - whatever it is, nothing was acked: begin anew
-                    # A connection that held for a while starts the back-off afresh.
-                    attempt = 1 if time.monotonic() - connected_at > 60 else attempt + 1
-                    delay = backoff_seconds(attempt, first=0.5, most=30)
-                    self._log.warning(
-                        "RabbitMQ connection lost", error=error_text(error), again_in=round(delay, 1)
-                    )
-                    stop.wait(delay)
-                finally:
-                    self._consuming = None
+        pool = ThreadPoolExecutor(self._handlers, thread_name_prefix="intake")
+        while not stop.is_set():
+            connected_at = time.monotonic()
+            try:
+                self._run_connected(pool, stop)
+            except Exception as error:  # noqa: BLE001 - whatever it is, nothing was acked: begin anew
+                # A connection that held for a while starts the back-off afresh.
+                attempt = 1 if time.monotonic() - connected_at > 60 else attempt + 1
+                delay = backoff_seconds(attempt, first=0.5, most=30)
+                self._log.warning(
+                    "RabbitMQ connection lost", error=error_text(error), again_in=round(delay, 1)
+                )
+                stop.wait(delay)
+            finally:
+                self._consuming = None
+        # What has not begun is not waited for: its message was not acked and comes again.
+        pool.shutdown(wait=False, cancel_futures=True)
 
     @property
     def connected(self) -> bool:
@@ -111,11 +113,11 @@ class Broker:
         connection = connect(self._url)
         try:
             consumption = _Consumption(
-                connection, self._queues, pool, self._handle, self._send_notice, self._seen_depth
+                connection, self._queues, pool, self._handle, self._send_notice, self._seen_depth, stop
             )
             self._consuming = consumption
             self._log.info("consuming", queue=self._queues.work)
-            consumption.run(stop)
+            consumption.run()
         finally:
             if connection.is_open:
                 connection.close()
@@ -132,6 +134,7 @@ class _Consumption:
         handle: Callable[[bytes, str | None], Verdict],
         send_notice: Callable[[bytes], float | None],
         seen_depth: Callable[[int], None],
+        stop: threading.Event,
     ) -> None:
         self._connection = connection
         self._queues = queues
@@ -139,6 +142,7 @@ class _Consumption:
         self._handle = handle
         self._send_notice = send_notice
         self._seen_depth = seen_depth
+        self._stop = stop
         self._depth_due = 0.0
         self._under_way = 0
         self._consumer: str | None = None
@@ -155,8 +159,8 @@ class _Consumption:
         queues.declare(self._work)
         self._notices.basic_consume(queues.notices, self._on_notice)
 
-    def run(self, stop: threading.Event) -> None:
-        while not stop.is_set():
+    def run(self) -> None:
+        while not self._stop.is_set():
             if self._consumer is None and time.monotonic() >= self._resume_at:
                 self._queues.declare(self._work)
                 self._consumer = self._work.basic_consume(self._queues.work, self._on_message)
@@ -180,8 +184,13 @@ class _Consumption:
             self._work.basic_nack(method.delivery_tag, requeue=True)
             return
         self._under_way += 1
-        future = self._pool.submit(self._handle, body, properties.message_id)
+        future = self._pool.submit(self._handle_now, body, properties.message_id)
         future.add_done_callback(partial(self._back_here, partial(self._settle, method, properties, body)))
+
+    def _handle_now(self, body: bytes, message_id: str | None) -> Verdict:
+        if self._stop.is_set():
+            return Postpone(0.0, "the dispatcher stops")
+        return self._handle(body, message_id)
 
     def _on_notice(self, channel: BlockingChannel, method: Any, _properties: Any, body: bytes) -> None:
         self._under_way += 1

@@ -5,6 +5,7 @@ import json
 import time
 import uuid
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -22,12 +23,13 @@ from dispatcher.settings import DispatcherSettings
 from job_contract import names
 from job_contract.outcome import ExitCode
 from job_contract.progress import parse_progress
+from job_contract.settings import InvalidSettingsError
 
 
 def submit(settings: DispatcherSettings, options: argparse.Namespace) -> int:
     """Publish a request, from a file and flags; with --wait, see it through to its end."""
     log = structlog.get_logger("submit")
-    message: dict[str, Any] = json.loads(options.file.read_text()) if options.file else {}
+    message = _read_message(options.file) if options.file else {}
     style = options.style_id
     flags = {
         "style_id": int(style) if style and style.isdigit() and str(int(style)) == style else style,
@@ -38,7 +40,9 @@ def submit(settings: DispatcherSettings, options: argparse.Namespace) -> int:
         "seed": options.seed,
         "task_id": options.task_id,
     }
-    message |= {name: value for name, value in flags.items() if value is not None}
+    # What an envelope has in `data` wins over what is beside it, so flags that are to win go there.
+    fields = message["data"] if isinstance(message.get("data"), dict) else message
+    fields |= {name: value for name, value in flags.items() if value is not None}
     message.setdefault("task_id", str(uuid.uuid4()))
     body = json.dumps(message).encode()
     try:
@@ -50,6 +54,16 @@ def submit(settings: DispatcherSettings, options: argparse.Namespace) -> int:
     name = job_name(request.style_id, request.task_id or "")
     log.info("published", style=request.style_id, task=request.task_id, job=name)
     return _wait_for(name, settings) if options.wait else ExitCode.OK
+
+
+def _read_message(path: Path) -> dict[str, Any]:
+    try:
+        message = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidSettingsError(f"--file {path} cannot be read: {error}") from error
+    if not isinstance(message, dict):
+        raise InvalidSettingsError(f"--file {path} must hold a JSON object")
+    return message
 
 
 def _wait_for(name: str, settings: DispatcherSettings) -> int:

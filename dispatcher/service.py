@@ -1,5 +1,6 @@
 """The running dispatcher: its parts wired together, started in order and stopped in order."""
 
+import math
 import os
 import socket
 import threading
@@ -22,7 +23,8 @@ from dispatcher.intake import Intake, IntakeOptions, Notices
 from dispatcher.job import JobOptions, load_template
 from dispatcher.metrics import Metrics
 from dispatcher.queues import Queues
-from dispatcher.relay import Relay, RelayOptions
+from dispatcher.relay import Relay
+from dispatcher.relay_lane import RelayOptions
 from dispatcher.settings import DispatcherSettings
 from dispatcher.style_lanes import StyleLanes
 from dispatcher.webhook import Webhook
@@ -58,7 +60,15 @@ def make_backend(settings: DispatcherSettings) -> tuple[Backend, MakeLease | Non
         backend = KubernetesBackend(api, settings.namespace, settings.instance)
         if not settings.lease_name:
             return backend, None
-        return backend, partial(Lease, api, settings.namespace, settings.lease_name, socket.gethostname())
+        # Renewals must leave more time than one PATCH may take, or nobody would ever relay.
+        return backend, partial(
+            Lease,
+            api,
+            settings.namespace,
+            settings.lease_name,
+            f"{socket.gethostname()}-{os.getpid()}",
+            duration_seconds=math.ceil(settings.webhook_timeout_seconds) + 25,
+        )
     from dispatcher.backends.local import LocalBackend
 
     local = LocalBackend(
@@ -155,17 +165,18 @@ class Service:
         """
         threads: list[threading.Thread] = []
         health = self._serve_health(threads)
-        workers = self._relay.start(self._workers)
         watch = threading.Thread(target=self._backend.run, args=(self._relay.changed, stop), name="backend")
         watch.start()
-        threads += [*workers, watch]
+        threads.append(watch)
         lease_stop = threading.Event()
         election = threading.Thread(target=self._hold_lease, args=(lease_stop,), name="lease")
         election.start()
-        # Which styles are in training must be known before a request is taken.
+        # Which styles are in training must be known before a request is taken or a Job released.
         while not self._backend.synced() and not stop.wait(0.05):
             pass
         self._relay.observe_all()
+        workers = self._relay.start(self._workers)
+        threads += workers
         try:
             self._broker.run(stop)
         finally:

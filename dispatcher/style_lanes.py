@@ -104,7 +104,8 @@ def waits(job: dict[str, Any]) -> bool:
 
 
 def _key(job: Manifest) -> str:
-    return style_label(style_of(job) or job["metadata"]["name"])
+    style = style_of(job)
+    return style_label(job["metadata"]["name"] if style is None else style)
 
 
 def _place(job: Manifest) -> Place:

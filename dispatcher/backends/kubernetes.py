@@ -24,6 +24,8 @@ from job_contract import names
 from job_contract.redaction import redact
 
 _TIMEOUT: Final = (5, 30)
+_CREATE_TIMEOUT: Final = (2, 6)
+"""Shorter than a shutdown may take; a create that was carried out later is found by its retry."""
 
 
 class KubernetesBackend:
@@ -64,7 +66,7 @@ class KubernetesBackend:
         name = job["metadata"]["name"]
         try:
             self._batch.create_namespaced_job(
-                self._namespace, job, _preload_content=False, _request_timeout=_TIMEOUT
+                self._namespace, job, _preload_content=False, _request_timeout=_CREATE_TIMEOUT
             ).release_conn()
         except ApiException as error:
             if error.status != 409:

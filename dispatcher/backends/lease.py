@@ -18,8 +18,6 @@ from kubernetes.client import ApiException
 
 from dispatcher.backends.kubernetes_client import describe
 
-_DURATION: Final = 45
-_RENEW_EVERY: Final = 5.0
 _TIMEOUT: Final = (3, 5)
 
 
@@ -27,18 +25,31 @@ class Lease:
     """Tries to hold a Lease; `is_held` may be called from any thread.
 
     Args:
-        identity: who holds it; the pod's name, so that a restarted container goes on at once.
-        acquired: called when the hold begins.
+        identity: who holds it; the pod's name and the process, so that a restarted container goes on at
+            once and two processes on one machine are told apart.
+        acquired: called when the hold begins, and when it was so late renewed that whoever asked for
+            some time of it may have been turned away.
+        duration_seconds: a lease that was not renewed for so long is anybody's.
     """
 
     def __init__(
-        self, api: client.ApiClient, namespace: str, name: str, identity: str, acquired: Callable[[], None]
+        self,
+        api: client.ApiClient,
+        namespace: str,
+        name: str,
+        identity: str,
+        acquired: Callable[[], None],
+        *,
+        duration_seconds: int = 45,
+        renew_seconds: float = 5.0,
     ) -> None:
         self._leases = client.CoordinationV1Api(api)
         self._namespace = namespace
         self._name = name
         self._identity = identity
         self._acquired = acquired
+        self._duration = duration_seconds
+        self._renew_seconds = renew_seconds
         self._held_until = 0.0
         self._seen: tuple[str, str] | None = None
         self._seen_at = 0.0
@@ -51,18 +62,20 @@ class Lease:
     def run(self, stop: threading.Event) -> None:
         """Acquire and renew until stop is set, then let go."""
         while not stop.is_set():
-            had = self.is_held()
+            held_until = self._held_until
             try:
-                self._acquire_or_renew()
+                renewed = self._acquire_or_renew()
             except (ApiException, urllib3.exceptions.HTTPError) as error:
                 self._log.warning("the Lease could not be renewed", error=describe(error))
-            if self.is_held() and not had:
+                renewed = False
+            late = time.monotonic() + self._duration - 3 * self._renew_seconds >= held_until
+            if renewed and late:
                 self._log.info("this dispatcher relays now", lease=self._name)
                 self._acquired()
-            stop.wait(_RENEW_EVERY)
+            stop.wait(self._renew_seconds)
         self._let_go()
 
-    def _acquire_or_renew(self) -> None:
+    def _acquire_or_renew(self) -> bool:
         asked_at = time.monotonic()
         try:
             lease = self._leases.read_namespaced_lease(self._name, self._namespace, _request_timeout=_TIMEOUT)
@@ -74,13 +87,14 @@ class Lease:
         else:
             if not self._may_take(lease):
                 self._held_until = 0.0
-                return
+                return False
             # The resourceVersion in it makes the second of two that try fail with 409.
             lease.spec = self._spec(lease.spec)
             self._leases.replace_namespaced_lease(
                 self._name, self._namespace, lease, _request_timeout=_TIMEOUT
             )
-        self._held_until = asked_at + _DURATION
+        self._held_until = asked_at + self._duration
+        return True
 
     def _may_take(self, lease: Any) -> bool:
         """Another's lease is free once it has stood unchanged for its duration, by our own clock."""
@@ -90,14 +104,14 @@ class Lease:
         seen = (spec.holder_identity, str(spec.renew_time))
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()
-        return time.monotonic() - self._seen_at > (spec.lease_duration_seconds or _DURATION)
+        return time.monotonic() - self._seen_at > (spec.lease_duration_seconds or self._duration)
 
     def _spec(self, old: Any) -> Any:
         now = datetime.now(UTC)
         ours = old is not None and old.holder_identity == self._identity
         return client.V1LeaseSpec(
             holder_identity=self._identity,
-            lease_duration_seconds=_DURATION,
+            lease_duration_seconds=self._duration,
             acquire_time=old.acquire_time if ours else now,
             renew_time=now,
             lease_transitions=(old.lease_transitions or 0) + (not ours) if old is not None else 0,

@@ -68,7 +68,7 @@ class LocalBackend:
         self._lock = threading.RLock()
         self._jobs: dict[str, Manifest] = {}
         self._pods: dict[str, list[LocalPod]] = {}
-        self._stopping: set[str] = set()
+        self._killers: dict[str, threading.Timer] = {}
         self._changed: Callable[[str], None] = lambda _name: None
         self._wake = threading.Event()
         self._closed = False
@@ -88,6 +88,7 @@ class LocalBackend:
         try:
             fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
+            self._owner.close()
             raise DispatcherError(
                 f"another dispatcher runs with LOCAL_STATE_DIR={state_dir}; stop it, or name another folder"
             ) from error
@@ -110,7 +111,9 @@ class LocalBackend:
             }
             stored["status"] = {}
             try:
-                (self._jobs_dir / name).mkdir(exist_ok=True)
+                if (self._jobs_dir / name).exists():
+                    shutil.rmtree(self._jobs_dir / name)  # its create, or its removal, was cut off
+                (self._jobs_dir / name).mkdir()
                 write_json(self._jobs_dir / name / "job.json", stored)
             except OSError as error:
                 raise BackendUnavailableError(f"the Job {name} cannot be written: {error}") from error
@@ -202,6 +205,9 @@ class LocalBackend:
             except OSError as error:
                 self._log.error("the Job's state cannot be written", job=name, error=str(error))
                 return now + timedelta(seconds=5)
+            except Exception:  # noqa: BLE001 - one bad Job must not stop the rest
+                self._log.exception("the Job cannot be carried on", job=name)
+                return now + timedelta(minutes=1)
 
     def _carry_out(self, action: Action, name: str, job: Manifest) -> datetime | None:
         match action:
@@ -221,6 +227,7 @@ class LocalBackend:
                 self._touch(name)
                 return datetime.now(UTC)
             case Remove():
+                (self._jobs_dir / name / "job.json").unlink()  # from here on it does not count
                 del self._jobs[name], self._pods[name]
                 shutil.rmtree(self._jobs_dir / name)
                 self._changed(name)
@@ -245,7 +252,9 @@ class LocalBackend:
         pod.wait()
         with self._lock:
             pod.take_down()
-            self._stopping.discard(pod.name)
+            killer = self._killers.pop(pod.name, None)
+        if killer:
+            killer.cancel()
         self._touch(name)
 
     def _stop(self, name: str, why: str) -> None:
@@ -253,10 +262,9 @@ class LocalBackend:
         job = self._jobs[name]
         grace = job["spec"]["template"]["spec"].get("terminationGracePeriodSeconds", 30)
         for pod in self._pods[name]:
-            if terminated(pod.pod) is None and pod.name not in self._stopping:
-                self._stopping.add(pod.name)
+            if terminated(pod.pod) is None and pod.name not in self._killers:
                 pod.interrupt(why)
-                killer = threading.Timer(grace, pod.signal, (signal.SIGKILL,))
+                killer = self._killers[pod.name] = threading.Timer(grace, pod.signal, (signal.SIGKILL,))
                 killer.daemon = True
                 killer.start()
 
@@ -272,6 +280,7 @@ class LocalBackend:
             self._wake.wait(0.5)
         for pod in running:
             pod.signal(signal.SIGKILL)
+        self._owner.close()
 
     def _free_slots(self, wanted: int) -> list[str]:
         if self._closed:

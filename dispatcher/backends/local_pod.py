@@ -13,10 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from dispatcher.backends.local_shim import CANNOT_START
 from dispatcher.job import Manifest, trainer_container
 from job_contract import names
 
@@ -31,6 +33,7 @@ class LocalPod:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.pod: Thing = {}
+        self._shim: subprocess.Popen[bytes] | None = None
 
     @classmethod
     def load(cls, folder: Path) -> "LocalPod":
@@ -59,20 +62,20 @@ class LocalPod:
         if self.folder.exists():
             shutil.rmtree(self.folder)  # an attempt that was cut off before it counted
         self.folder.mkdir(parents=True)
+        (self.folder / "log").touch()
         container = trainer_container(job)
         mounts = self._mount(job, container, models_dir)
         command = [
             _mounted(word, mounts) for word in (*container.get("command", ()), *container.get("args", ()))
         ]
         variables = self._environment(container, mounts, slots, environment)
-        program = shutil.which(command[0], path=variables["PATH"])
+        program = shutil.which(command[0], path=variables["PATH"]) if command else None
         now = datetime.now(UTC).isoformat()
         state: Thing = {"running": {"startedAt": now}}
         if program is None:
-            message = f"the command {command[0]} is not there"
-            state = {
-                "terminated": {"exitCode": 128, "reason": "StartError", "message": message, "finishedAt": now}
-            }
+            message = f"the command {command[0]} is not there" if command else "the template has no command"
+            ended = {"exitCode": CANNOT_START, "reason": "StartError", "message": message, "finishedAt": now}
+            state = {"terminated": ended}
         self.pod = {
             "metadata": {"name": self.folder.name, "uid": self.folder.name, "creationTimestamp": now},
             "slots": list(slots),
@@ -92,7 +95,9 @@ class LocalPod:
     def wait(self) -> None:
         """Wait until the attempt has ended, whichever process started it."""
         with (self.folder / "lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        if self._shim:
+            self._shim.wait()  # lets go of its entry in the process table
 
     def take_down(self) -> None:
         """Write down how an attempt ended."""
@@ -102,15 +107,16 @@ class LocalPod:
             ended = json.loads(exit_file.read_text())
         else:
             # Killed together with its shim, or the machine went down: as if a node had been lost.
-            ended = {"exitCode": 137, "finishedAt": datetime.now(UTC).isoformat()}
-            self._disrupted("the machine or the training's processes were stopped from outside")
+            ended = {"exitCode": 137, "finishedAt": self._last_seen()}
+            if not status["conditions"]:
+                self._disrupted("the machine or the training's processes were stopped from outside")
         message = self._termination_message()
         container = status["containerStatuses"][0]
         container["state"] = {
             "terminated": {
-                **ended,
                 "reason": "Completed" if ended["exitCode"] == 0 else "Error",
                 "startedAt": status["startTime"],
+                **ended,
                 **({"message": message} if message else {}),
             }
         }
@@ -129,10 +135,11 @@ class LocalPod:
         with (self.folder / "lock").open("a") as lock:
             while True:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 except BlockingIOError:
                     if pid_file.exists():
-                        os.killpg(int(pid_file.read_text()), number)
+                        with suppress(ProcessLookupError):  # it has ended this instant
+                            os.killpg(int(pid_file.read_text()), number)
                         return
                     time.sleep(0.01)  # the shim has started and not yet written its pid
                 else:
@@ -150,7 +157,7 @@ class LocalPod:
         shim = [sys.executable, "-m", "dispatcher.backends.local_shim", str(self.folder), *command]
         with (self.folder / "lock").open("a") as lock, (self.folder / "log").open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            subprocess.Popen(
+            self._shim = subprocess.Popen(
                 shim,
                 env=variables,
                 stdin=subprocess.DEVNULL,
@@ -184,7 +191,9 @@ class LocalPod:
     def _environment(
         self, container: Thing, mounts: dict[str, Path], slots: Sequence[str], environment: Mapping[str, str]
     ) -> dict[str, str]:
-        variables = {name: value for name, value in environment.items() if name not in NOT_FOR_TRAINERS}
+        variables = {
+            name: value for name, value in environment.items() if name.upper() not in NOT_FOR_TRAINERS
+        }
         for entry in container.get("env") or ():
             if "value" in entry:
                 variables[entry["name"]] = _mounted(str(entry["value"]), mounts)
@@ -196,13 +205,27 @@ class LocalPod:
             variables["CUDA_VISIBLE_DEVICES"] = ",".join(slots)
         return variables
 
+    def _last_seen(self) -> str:
+        """Return when the attempt surely still ran: the time that the machine was off is not trained."""
+        logged = datetime.fromtimestamp((self.folder / "log").stat().st_mtime, UTC).isoformat()
+        status = self.pod["status"]
+        stopped = [condition["lastTransitionTime"] for condition in status["conditions"]]
+        return str(max(status["startTime"], logged, *stopped))
+
     def _termination_message(self) -> str:
         path = self.folder / "termination-log"
         return path.read_text(errors="replace")[:4096] if path.exists() else ""
 
     def _disrupted(self, why: str) -> None:
-        condition = {"type": "DisruptionTarget", "status": "True", "reason": "Interrupted", "message": why}
-        self.pod["status"]["conditions"] = [condition]
+        self.pod["status"]["conditions"] = [
+            {
+                "type": "DisruptionTarget",
+                "status": "True",
+                "reason": "Interrupted",
+                "message": why,
+                "lastTransitionTime": datetime.now(UTC).isoformat(),
+            }
+        ]
 
     def _save(self) -> None:
         write_json(self.folder / "pod.json", self.pod)

@@ -49,7 +49,8 @@ def next_action(job: Thing, pods: Sequence[Thing], now: datetime, first_backoff:
 
     The rules are those of batch/v1: podFailurePolicy, backoffLimit, a back-off of 10 s x 2^n up to 6
     minutes, activeDeadlineSeconds, suspend, ttlSecondsAfterFinished. The one difference: the deadline
-    counts from the first pod's start and not from the Job's, since here Jobs queue for the GPU.
+    counts the time in which pods ran and not from the Job's start, since here Jobs queue for the GPU and
+    a dispatcher may be off overnight.
     """
     running = [pod for pod in pods if terminated(pod) is None]
     finished_at = _finished_at(job)
@@ -59,17 +60,17 @@ def next_action(job: Thing, pods: Sequence[Thing], now: datetime, first_backoff:
         if running:
             return StopPods()
         return Remove() if not job["metadata"].get("finalizers") else Nothing()
-    deadline = _deadline(job, pods)
-    if deadline and now >= deadline:
-        if running:
-            return StopPods()
-        return Finish(_failed("DeadlineExceeded", "Job was active longer than specified deadline", now))
+    deadline = _deadline(job, pods, now)
+    late = deadline is not None and now >= deadline
     if running:
-        return StopPods() if job["spec"].get("suspend") else Nothing(deadline)
-    return _between_pods(job, pods, now, first_backoff)
+        return StopPods() if late or job["spec"].get("suspend") else Nothing(deadline)
+    return _between_pods(job, pods, now, first_backoff, late=late)
 
 
-def _between_pods(job: Thing, pods: Sequence[Thing], now: datetime, first_backoff: timedelta) -> Action:
+def _between_pods(
+    job: Thing, pods: Sequence[Thing], now: datetime, first_backoff: timedelta, *, late: bool
+) -> Action:
+    """What the pods came to counts first: one that succeeded, even in its last second, has trained."""
     failures: list[Thing] = []
     for pod in pods:
         ended = terminated(pod) or {}
@@ -85,11 +86,13 @@ def _between_pods(job: Thing, pods: Sequence[Thing], now: datetime, first_backof
             return Finish(_failed("PodFailurePolicy", f"{message}{ended.get('exitCode')}", now))
         if action == "Count":
             failures.append(pod)
+    if late:
+        return Finish(_failed("DeadlineExceeded", "Job was active longer than specified deadline", now))
     if len(failures) > job["spec"].get("backoffLimit", 6):
         return Finish(_failed("BackoffLimitExceeded", "Job has reached the specified backoff limit", now))
     if job["spec"].get("suspend"):
         return Nothing()
-    return StartPod(_not_before(failures, now, first_backoff))
+    return StartPod(_not_before(pods, len(failures), now, first_backoff))
 
 
 def terminated(pod: Thing) -> Thing | None:
@@ -111,25 +114,36 @@ def _policy_action(job: Thing, pod: Thing, ended: Thing) -> str:
     return "Count"
 
 
-def _not_before(failures: Sequence[Thing], now: datetime, first_backoff: timedelta) -> datetime:
-    if not failures:
+def _not_before(pods: Sequence[Thing], failures: int, now: datetime, first_backoff: timedelta) -> datetime:
+    """The back-off after the last pod; disruptions do not lengthen it, but never follow at once."""
+    if not pods:
         return now
-    last = max(datetime.fromisoformat((terminated(pod) or {})["finishedAt"]) for pod in failures)
-    return last + min(first_backoff * 2.0 ** (len(failures) - 1), timedelta(minutes=6))
+    last = max(_finished(pod, now) for pod in pods)
+    return last + min(first_backoff * 2.0 ** (max(failures, 1) - 1), timedelta(minutes=6))
 
 
-def _deadline(job: Thing, pods: Sequence[Thing]) -> datetime | None:
+def _deadline(job: Thing, pods: Sequence[Thing], now: datetime) -> datetime | None:
+    """When the pods will have run for as long as they may, should one run from now on."""
     seconds = job["spec"].get("activeDeadlineSeconds")
     if not pods or not seconds:
         return None
-    started = min(datetime.fromisoformat(pod["metadata"]["creationTimestamp"]) for pod in pods)
-    return started + timedelta(seconds=seconds)
+    ran = sum((_finished(pod, now) - _time(pod["status"]["startTime"]) for pod in pods), timedelta())
+    return now + timedelta(seconds=seconds) - ran
+
+
+def _finished(pod: Thing, now: datetime) -> datetime:
+    ended = terminated(pod)
+    return _time(ended["finishedAt"]) if ended else now
+
+
+def _time(text: str) -> datetime:
+    return datetime.fromisoformat(text)
 
 
 def _finished_at(job: Thing) -> datetime | None:
     for condition in job["status"].get("conditions") or ():
         if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
-            return datetime.fromisoformat(condition["lastTransitionTime"])
+            return _time(condition["lastTransitionTime"])
     return None
 
 

@@ -10,7 +10,8 @@ from dispatcher.allowed_hosts import AllowedHosts
 from dispatcher.backends.kubernetes import KubernetesBackend
 from dispatcher.job import JobOptions, Manifest, build_job, load_template
 from dispatcher.metrics import Metrics
-from dispatcher.relay import Relay, RelayOptions
+from dispatcher.relay import Relay
+from dispatcher.relay_lane import RelayOptions
 from dispatcher.style_lanes import StyleLanes
 from dispatcher.webhook import Webhook
 from job_contract.outcome import TrainingResult, encode
@@ -47,12 +48,20 @@ class Watching:
 
 @contextmanager
 def watching(
-    api: Any, namespace: str, *, silence_seconds: float = 100.0, grace: float = 600.0, progress: float = 30.0
+    api: Any,
+    namespace: str,
+    *,
+    silence_seconds: float = 100.0,
+    grace: float = 600.0,
+    progress: float = 30.0,
+    backend_url: str | None = None,
 ) -> Iterator[Watching]:
     """Watch and relay with quick retries until the block ends."""
     lanes, stop = StyleLanes(), threading.Event()
+    workers: list[threading.Thread] = []
     backend = KubernetesBackend(api, namespace, "lora-trainer", silence_seconds)
     options = RelayOptions(
+        backend_url=backend_url,
         progress_seconds=progress,
         grace=timedelta(seconds=grace),
         first_retry_seconds=0.05,
@@ -60,12 +69,12 @@ def watching(
     )
     webhook = Webhook(AllowedHosts(["127.0.0.1"]), "backend-token", timeout_seconds=5)
     watch = Watching(backend, Relay(backend, webhook, lanes, options, Metrics()), lanes)
-    workers = watch.relay.start(4)
     thread = threading.Thread(target=backend.run, args=(watch.changed, stop))
     thread.start()
     try:
         wait_until(backend.synced, what="the backend is synced")
         watch.relay.observe_all()
+        workers = watch.relay.start(4)
         yield watch
     finally:
         stop.set()

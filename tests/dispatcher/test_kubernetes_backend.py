@@ -154,7 +154,7 @@ def test_a_manifest_that_the_cluster_never_takes_is_refused(
 def test_a_hanging_api_server_is_unavailable(
     api_server: ApiServer, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dispatcher.backends.kubernetes._TIMEOUT", (0.3, 0.3))
+    monkeypatch.setattr("dispatcher.backends.kubernetes._CREATE_TIMEOUT", (0.3, 0.3))
     backend = KubernetesBackend(api_server.client(), api_server.namespace, "lora-trainer")
     api_server.inject(Fault(hang=True, verb="create", times=9))
     with pytest.raises(BackendUnavailableError):
@@ -437,8 +437,7 @@ def test_a_rerun_by_hand_is_adopted_and_told(
     del job["metadata"]["finalizers"]
     del job["spec"]["template"]["metadata"]["annotations"]
     _batch(api_server).create_namespaced_job(api_server.namespace, job)
-    with watching(api_server.client(), api_server.namespace) as watch:
-        watch.relay._options = type(watch.relay._options)(backend_url=receiver.url, first_retry_seconds=0.05)
+    with watching(api_server.client(), api_server.namespace, backend_url=receiver.url):
         wait_until(lambda: names.FINALIZER in finalizers(api_server, "rerun-42"))
         controller.finish("rerun-42", 0, RESULT)
         wait_told(receiver, "processing", "completed")

@@ -106,6 +106,13 @@ def test_leaving_twice_is_harmless() -> None:
     assert not lanes.leave("a")
 
 
+def test_style_0_is_a_style() -> None:
+    """Taken for no style at all, its Jobs once trained side by side."""
+    lanes = StyleLanes()
+    assert lanes.enter(job("a", style=0), 1) is None
+    assert lanes.enter(job("b", style=0), 2) == 2
+
+
 def test_styles_that_no_label_can_hold_have_lanes_too() -> None:
     lanes = StyleLanes()
     assert lanes.enter(job("a", style="_x"), 1) is None

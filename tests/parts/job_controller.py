@@ -156,8 +156,10 @@ class JobController(Kubelet):
 
     def end_deleted_pod(self, pod: Object, exit_code: int = _SIGTERM_EXIT, message: str = "") -> None:
         name, job_name = pod["metadata"]["name"], pod["metadata"].get("labels", {}).get("job-name", "")
-        if not pod_states.is_finished(pod):
+        if pod_states.is_running(pod):
             self.exit(name, exit_code, message)
+        elif not pod_states.is_finished(pod):
+            self.exit(name, _SIGKILL_EXIT, reason="ContainerStatusUnknown")  # it never ran
         # The Job controller lets go of it, if it is there still, and the kubelet deletes it for good.
         if self.store.get("jobs", (self.namespace, job_name)):
             self.sync(job_name)

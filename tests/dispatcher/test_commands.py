@@ -1,0 +1,303 @@
+"""The subcommands as a person types them: what they print, what they change, how they end."""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pika
+import pytest
+import structlog
+
+from dispatcher.__main__ import main
+from dispatcher.backends.kubernetes import KubernetesBackend
+from dispatcher.backends.local import LocalBackend
+from dispatcher.job import trainer_container
+from dispatcher.queues import REASON_HEADER
+from job_contract import names
+from tests.dispatcher.cluster import new_job
+from tests.dispatcher.support import Amqp, message, wait_until
+from tests.parts.api_server import ApiServer
+from tests.parts.job_controller import JobController
+from tests.parts.ports import free_port
+from tests.parts.receiver import Receiver
+
+
+@pytest.fixture(autouse=True)
+def settings(
+    tmp_path: Path, amqp: Amqp, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[pytest.MonkeyPatch]:
+    """The environment of a local dispatcher; main() sets up the logs, which are put back afterwards."""
+    for name, value in {
+        "AMQP_URL": amqp.url,
+        "QUEUE": amqp.queues.work,
+        "BACKEND_URL": receiver.url,
+        "LOCAL_STATE_DIR": str(tmp_path / "state"),
+        "MODELS_DIR": str(tmp_path / "models"),
+        "LOG_FORMAT": "json",
+    }.items():
+        monkeypatch.setenv(name, value)
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    levels = {name: logging.getLogger(name).level for name in ("pika", "urllib3")}
+    yield monkeypatch
+    root.handlers, root.level = handlers, level
+    for name, was in levels.items():
+        logging.getLogger(name).setLevel(was)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def cluster(api_server: ApiServer, tmp_path: Path, settings: pytest.MonkeyPatch) -> ApiServer:
+    settings.setenv("JOB_BACKEND", "kubernetes")
+    kubeconfig = str(api_server.kubeconfig(tmp_path / "kubeconfig"))
+    # The client reads KUBECONFIG once, when it is imported.
+    settings.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
+    return api_server
+
+
+def published(amqp: Amqp) -> dict[str, Any]:
+    taken = amqp.take(amqp.queues.work)
+    assert taken
+    return dict(json.loads(taken[1]))
+
+
+# submit
+
+
+def test_submit_publishes_what_the_flags_say(amqp: Amqp, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["submit", "--style-id", "42", "--images", "/a", "/b", "--epochs", "7", "--seed", "1"]) == 0
+    body = published(amqp)
+    assert len(body.pop("task_id")) == 36
+    assert body == {"style_id": 42, "image_paths": ["/a", "/b"], "num_epochs": 7, "seed": 1}
+    assert "lora-42-" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["042", "art", "-1"])
+def test_submit_keeps_a_style_id_that_is_no_plain_number_as_text(amqp: Amqp, text: str) -> None:
+    assert main(["submit", f"--style-id={text}", "--images", "/a"]) == 0
+    assert published(amqp)["style_id"] == text
+
+
+def test_submit_of_a_file_is_that_message_and_flags_win(amqp: Amqp, tmp_path: Path) -> None:
+    path = tmp_path / "message.json"
+    path.write_text(json.dumps({"style_id": 1, "image_paths": ["/a"], "task_id": "t", "num_epochs": 9}))
+    assert main(["submit", "--file", str(path), "--style-id", "2"]) == 0
+    assert published(amqp) == {"style_id": 2, "image_paths": ["/a"], "task_id": "t", "num_epochs": 9}
+
+
+def test_flags_win_over_what_an_envelope_holds(amqp: Amqp, tmp_path: Path) -> None:
+    path = tmp_path / "message.json"
+    data = {"style_id": 1, "image_paths": ["/a"], "num_epochs": 9}
+    path.write_text(json.dumps({"task_id": "t", "type": "model_training", "data": data}))
+    assert main(["submit", "--file", str(path), "--style-id", "2", "--epochs", "3"]) == 0
+    assert published(amqp)["data"] == {"style_id": 2, "image_paths": ["/a"], "num_epochs": 3}
+
+
+def test_submit_publishes_nothing_that_would_be_refused(
+    amqp: Amqp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", "--style-id", "../x", "--images", "/a"]) == 65
+    assert "style_id" in capsys.readouterr().err
+    assert amqp.depth(amqp.queues.work) == -1
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]"], ids=["missing", "no JSON", "no object"])
+def test_a_file_that_cannot_be_used_is_named_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None
+) -> None:
+    path = tmp_path / "message.json"
+    if text is not None:
+        path.write_text(text)
+    assert main(["submit", "--file", str(path)]) == 78
+    errors = capsys.readouterr().err
+    assert str(path) in errors
+    assert errors.count("\n") == 1
+
+
+def test_submit_says_that_the_broker_is_not_there(
+    settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.setenv("AMQP_URL", f"amqp://guest:pass-word@127.0.0.1:{free_port()}/%2F")
+    assert main(["submit", "--style-id", "42", "--images", "/a"]) == 69
+    errors = capsys.readouterr().err
+    assert "RabbitMQ at AMQP_URL cannot be reached" in errors
+    assert "pass-word" not in errors
+
+
+@pytest.mark.parametrize(("exit_code", "returned"), [(0, 0), (65, 70)])
+def test_submit_wait_follows_a_training_to_its_end(
+    cluster: ApiServer,
+    controller: JobController,
+    receiver: Receiver,
+    capsys: pytest.CaptureFixture[str],
+    exit_code: int,
+    returned: int,
+) -> None:
+    job = new_job(receiver, "task-9")
+    name = job["metadata"]["name"]
+    codes: list[int] = []
+    arguments = ["submit", "--style-id", "42", "--images", "/data/a.jpg", "--task-id", "task-9", "--wait"]
+    thread = threading.Thread(target=lambda: codes.append(main(arguments)))
+    thread.start()
+    printed = _Printed(capsys)
+    wait_until(lambda: "waiting for the dispatcher" in printed.text())
+    KubernetesBackend(cluster.client(), cluster.namespace, "lora-trainer").create(job)
+    pod = controller.start_pod(name)
+    cluster.write_log(pod, "epoch 3/100  loss 0.1  ETA 0:01:00\n")
+    wait_until(lambda: "running, epoch 3/100" in printed.text())
+    failure = '{"failure_code":"INVALID_IMAGES","failure_reason":"b.png is truncated."}'
+    success = '{"model_path":"/models/42/lora_weights.safetensors","epochs":100,"seconds":1.0}'
+    controller.finish(name, exit_code, failure if exit_code else success)
+    thread.join(20)
+    assert codes == [returned]
+    end = "INVALID_IMAGES: b.png is truncated." if exit_code else "lora_weights.safetensors"
+    assert end in printed.text()
+
+
+class _Printed:
+    """Collects standard output over several looks at it."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
+        self._capsys = capsys
+        self._text = ""
+
+    def text(self) -> str:
+        self._text += self._capsys.readouterr().out
+        return self._text
+
+
+# status, redrive, release, check
+
+
+def test_status_shows_each_training_of_a_cluster(
+    cluster: ApiServer, controller: JobController, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status"]) == 0
+    assert "no trainings" in capsys.readouterr().out
+    backend = KubernetesBackend(cluster.client(), cluster.namespace, "lora-trainer")
+    for task, style in (("a", 1), ("b", 2)):
+        backend.create(new_job(receiver, task, style))
+    running, failing = (
+        new_job(receiver, task, style)["metadata"]["name"] for task, style in (("a", 1), ("b", 2))
+    )
+    controller.start_pod(running)
+    controller.finish(failing, 65, '{"failure_code":"INVALID_IMAGES","failure_reason":"b.png is bad."}')
+    assert main(["status"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["STYLE", "JOB", "PHASE"]
+    [first] = [line for line in lines if running in line]
+    [second] = [line for line in lines if failing in line]
+    assert first.split()[:4] == ["1", running, "running", "1"]
+    assert second.split()[:3] == ["2", failing, "failed"]
+    assert "INVALID_IMAGES: b.png is bad." in second
+
+
+def test_status_looks_on_beside_a_local_dispatcher(
+    tmp_path: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = new_job(receiver)
+    trainer_container(job)["command"] = ["python", "-c", "raise SystemExit(65)"]
+    backend = LocalBackend(tmp_path / "state", tmp_path / "models", ["cpu"])
+    backend.create(job)
+    stop = threading.Event()
+    thread = threading.Thread(target=backend.run, args=(lambda _name: None, stop))
+    thread.start()
+    try:
+        printed = _Printed(capsys)
+        wait_until(lambda: main(["status"]) == 0 and " failed " in printed.text())
+        assert job["metadata"]["name"] in printed.text()
+        # Only the dispatcher that runs may change them.
+        assert main(["release"]) == 69
+    finally:
+        stop.set()
+        thread.join(20)
+
+
+def test_redrive_puts_dead_letters_back_as_they_were(amqp: Amqp, capsys: pytest.CaptureFixture[str]) -> None:
+    body = message(1)
+    amqp.publish(body)  # declares the queue
+    dead = amqp.queues.dead
+    original = amqp.take(amqp.queues.work)
+    assert original
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare(dead, durable=True)
+        headers = {REASON_HEADER: "x", "tenant": "art"}
+        channel.basic_publish("", dead, original[1], pika.BasicProperties(headers=headers))
+    assert main(["redrive"]) == 0
+    assert capsys.readouterr().out == f"1 dead letters put back to {amqp.queues.work}\n"
+    taken = amqp.take(amqp.queues.work)
+    assert taken
+    assert taken[1] == original[1]
+    assert taken[0].headers == {"tenant": "art"}
+    assert amqp.depth(dead) == 0
+
+
+def test_release_clears_the_finalizers_that_no_dispatcher_will_clear(
+    cluster: ApiServer, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend = KubernetesBackend(cluster.client(), cluster.namespace, "lora-trainer")
+    foreign = KubernetesBackend(cluster.client(), cluster.namespace, "another")
+    jobs = [new_job(receiver, "a", 1), new_job(receiver, "b", 2)]
+    jobs[1]["metadata"]["finalizers"].append("example.org/other")
+    for job in jobs:
+        backend.create(job)
+    stranger = new_job(receiver, "c", 3, instance="another")
+    foreign.create(stranger)
+    first, second = (job["metadata"]["name"] for job in jobs)
+    assert main(["release", first]) == 0
+    assert finalizers(cluster, first) == []
+    assert names.FINALIZER in finalizers(cluster, second)
+    assert main(["release"]) == 0
+    assert finalizers(cluster, second) == ["example.org/other"]
+    assert finalizers(cluster, stranger["metadata"]["name"]) == [names.FINALIZER]
+    assert "1 Jobs released" in capsys.readouterr().out
+
+
+def finalizers(cluster: ApiServer, name: str) -> list[str]:
+    job = cluster.get("jobs", name)
+    return list(job["metadata"].get("finalizers") or ()) if job else []
+
+
+def test_check_finds_all_well(cluster: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert all(line.startswith("ok ") for line in lines)
+
+
+def test_check_names_each_thing_that_is_missing(
+    cluster: ApiServer, settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings.setenv("AMQP_URL", f"amqp://guest:guest@127.0.0.1:{free_port()}/%2F")
+    settings.setenv("BACKEND_URL", f"http://127.0.0.1:{free_port()}")
+    settings.setenv("JOB_TEMPLATE", str(tmp_path / "missing.yaml"))
+    cluster.rules = [
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get", "list", "watch", "create"]}
+    ]
+    assert main(["check"]) == 69
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["FAIL", "FAIL", "FAIL", "ok", "FAIL"]
+    assert "patch jobs" in lines[-1]
+    assert "list pods" in lines[-1]
+    assert "create jobs" not in lines[-1]
+
+
+def test_a_misspelt_setting_is_named_and_nothing_is_done(
+    settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.setenv("MAX_ACTIVE_JOB", "3")
+    assert main(["status"]) == 78
+    assert "MAX_ACTIVE_JOBS" in capsys.readouterr().err
+
+
+def test_run_without_a_place_for_statuses_says_what_to_set(
+    settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.delenv("BACKEND_URL")
+    assert main(["run"]) == 78
+    assert "BACKEND_URL" in capsys.readouterr().err

@@ -1,0 +1,309 @@
+"""Two dispatchers and one Lease, the probes, and the metrics: what a cluster sees of a dispatcher."""
+
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from kubernetes import client
+
+from dispatcher.backends.lease import Lease
+from dispatcher.health import HealthServer
+from dispatcher.metrics import Metrics
+from dispatcher.queues import Queues
+from dispatcher.service import make_backend
+from dispatcher.settings import DispatcherSettings
+from tests.dispatcher.cluster import new_job
+from tests.dispatcher.process import Dispatcher
+from tests.dispatcher.support import Amqp, message, wait_until
+from tests.parts.api_server import ApiServer, Fault
+from tests.parts.job_controller import JobController, Run
+from tests.parts.ports import free_port
+from tests.parts.receiver import Receiver
+
+DURATION = 2
+RENEW = 0.1
+
+
+class Candidate:
+    """A Lease in its thread; `turns` counts how often it was told that its turn has come."""
+
+    def __init__(self, api_server: ApiServer, identity: str) -> None:
+        self.turns = 0
+        self.lease = Lease(
+            api_server.client(),
+            api_server.namespace,
+            "relay",
+            identity,
+            self._acquired,
+            duration_seconds=DURATION,
+            renew_seconds=RENEW,
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self.lease.run, args=(self._stop,))
+        self._thread.start()
+
+    def _acquired(self) -> None:
+        self.turns += 1
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(20)
+        assert not self._thread.is_alive()
+
+
+def take_as(api_server: ApiServer, identity: str) -> None:
+    """Take the Lease as a dispatcher does that is killed right after."""
+    leases = client.CoordinationV1Api(api_server.client())
+    lease = leases.read_namespaced_lease("relay", api_server.namespace)
+    lease.spec.holder_identity = identity
+    leases.replace_namespaced_lease("relay", api_server.namespace, lease)
+
+
+@contextmanager
+def candidate(api_server: ApiServer, identity: str) -> Iterator[Candidate]:
+    running = Candidate(api_server, identity)
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
+def holder(api_server: ApiServer) -> str:
+    lease = api_server.get("leases", "relay")
+    return str(lease["spec"].get("holderIdentity") or "") if lease else ""
+
+
+# The Lease
+
+
+def test_a_lease_is_handed_over_at_once_when_its_holder_stops(api_server: ApiServer) -> None:
+    with candidate(api_server, "a") as first:
+        wait_until(first.lease.is_held)
+        with candidate(api_server, "b") as second:
+            first.stop()
+            assert not first.lease.is_held()
+            began = time.monotonic()
+            wait_until(second.lease.is_held)
+            assert time.monotonic() - began < DURATION
+            assert second.turns == 1
+            assert holder(api_server) == "b"
+
+
+def test_two_never_hold_at_once_whatever_the_api_server_does(api_server: ApiServer) -> None:
+    both: list[float] = []
+    with candidate(api_server, "a") as first, candidate(api_server, "b") as second:
+        faults = [
+            Fault(500, resource="leases", times=5),
+            Fault(reset=True, resource="leases", times=9),
+            Fault(reset=True, after=True, verb="update", resource="leases", times=9),
+            Fault(409, verb="update", resource="leases", times=20),
+            Fault(500, resource="leases", times=60),
+        ]
+        end = time.monotonic() + 5
+        while time.monotonic() < end:
+            if faults and time.monotonic() > end - len(faults):
+                api_server.inject(faults.pop())
+            # Asked in both orders, so that a hand-over in between is not taken for two.
+            if first.lease.is_held() and second.lease.is_held() and first.lease.is_held():
+                both.append(time.monotonic())
+            time.sleep(0.002)
+        api_server.clear_faults()
+        wait_until(lambda: first.lease.is_held() or second.lease.is_held())
+    assert both == []
+
+
+def test_a_lease_of_a_holder_that_is_gone_is_taken_over_only_after_it_ran_out(api_server: ApiServer) -> None:
+    with candidate(api_server, "b") as second:
+        wait_until(second.lease.is_held)
+    take_as(api_server, "killed")
+    with candidate(api_server, "a") as first:
+        began = time.monotonic()
+        wait_until(first.lease.is_held, DURATION + 5)
+        assert time.monotonic() - began > DURATION
+        assert first.turns == 1
+
+
+def test_a_hold_ends_by_itself_when_the_api_server_is_gone(api_server: ApiServer) -> None:
+    with candidate(api_server, "a") as first:
+        wait_until(first.lease.is_held)
+        api_server.stop()
+        # Who asks for more time than is left is told no, and in the end everybody is.
+        wait_until(lambda: not first.lease.is_held(DURATION - 0.5), DURATION)
+        wait_until(lambda: not first.lease.is_held(), DURATION + 1)
+        api_server.start()
+        wait_until(first.lease.is_held)
+        assert first.turns == 2
+
+
+def test_a_hold_that_was_renewed_late_looks_at_all_jobs_again(api_server: ApiServer) -> None:
+    """Meanwhile Jobs were left alone since the hold was too short for a PATCH, and nothing else comes back
+    to them."""
+    with candidate(api_server, "a") as first:
+        wait_until(lambda: first.turns == 1)
+        api_server.inject(Fault(500, resource="leases", times=8))
+        wait_until(lambda: not first.lease.is_held(DURATION - 0.6))
+        assert first.lease.is_held()
+        wait_until(lambda: first.turns == 2, what="its turn is announced again")
+
+
+def test_a_healthy_hold_is_announced_once(api_server: ApiServer) -> None:
+    with candidate(api_server, "a") as first:
+        wait_until(lambda: api_server.count("update", "leases") > 10)
+        assert first.turns == 1
+
+
+def test_a_long_webhook_timeout_leaves_a_lease_that_is_long_enough(
+    api_server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A PATCH that may take longer than the lease lasts would mean that nobody ever relays."""
+    kubeconfig = str(api_server.kubeconfig(tmp_path / "kubeconfig"))
+    # The client reads KUBECONFIG once, when it is imported.
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
+    settings = DispatcherSettings(job_backend="kubernetes", lease_name="relay", webhook_timeout_seconds=120)
+    _, make_lease = make_backend(settings)
+    assert make_lease
+    stop = threading.Event()
+    lease = make_lease(stop.set)
+    lease.run(stop)  # until it is held
+    spec = (api_server.get("leases", "relay") or {})["spec"]
+    assert spec["leaseDurationSeconds"] > 120 + 5 + 10
+
+
+def test_of_two_dispatchers_with_a_lease_one_relays_and_the_other_takes_over(
+    tmp_path: Path, amqp: Amqp, api_server: ApiServer, controller: JobController, receiver: Receiver
+) -> None:
+    controller.run_all(lambda _job, _attempt: Run(seconds=0.2))
+    kubeconfig = str(api_server.kubeconfig(tmp_path / "kubeconfig"))
+    settings = {"JOB_BACKEND": "kubernetes", "KUBECONFIG": kubeconfig, "LEASE_NAME": "relay"}
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder in folders:
+        folder.mkdir()
+    with (
+        Dispatcher(folders[0], amqp.url, amqp.queues, receiver, **settings) as first,
+        Dispatcher(folders[1], amqp.url, amqp.queues, receiver, **settings) as second,
+    ):
+        wait_until(lambda: amqp.state(amqp.queues.work)[1] == 2, what="both consume")
+        for style in range(10):
+            amqp.publish(message(style))
+        wait_until(lambda: ends(receiver, range(10)) == ["completed"] * 10)
+        assert first.stop() == 0
+        for style in range(10, 20):
+            amqp.publish(message(style))
+        wait_until(lambda: ends(receiver, range(10, 20)) == ["completed"] * 10, 20)
+        assert second.stop() == 0
+    identities = [patch.headers["webhook-id"] for patch in receiver.patches]
+    assert len(identities) == len(set(identities)) == 40
+
+
+def ends(receiver: Receiver, styles: range) -> list[str | None]:
+    statuses = [receiver.statuses(f"/api/models/{style}/status") for style in styles]
+    return [told[-1] for told in statuses if told]
+
+
+# Probes and metrics
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""
+
+
+def test_probes_follow_what_they_are_asked_and_anything_else_is_404() -> None:
+    state = {"alive": True, "ready": False}
+    server = HealthServer(free_port(), lambda: state["alive"], lambda: state["ready"], Metrics().expose)
+    try:
+        assert get(server.port, "/healthz")[0] == 200
+        assert get(server.port, "/readyz")[0] == 503
+        state.update(alive=False, ready=True)
+        assert get(server.port, "/healthz")[0] == 503
+        assert get(server.port, "/readyz")[0] == 200
+        assert get(server.port, "/secrets")[0] == 404
+    finally:
+        server.close()
+    assert get(server.port, "/healthz")[0] == 0
+
+
+def metric(text: str, name: str) -> float | None:
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return next((float(value) for found, _, value in lines if found == name), None)
+
+
+def test_metrics_count_what_really_happened(
+    tmp_path: Path, amqp: Amqp, api_server: ApiServer, controller: JobController, receiver: Receiver
+) -> None:
+    controller.run_all()
+    port = free_port()
+    with Dispatcher(
+        tmp_path,
+        amqp.url,
+        amqp.queues,
+        receiver,
+        JOB_BACKEND="kubernetes",
+        KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
+        HEALTH_PORT=str(port),
+    ):
+        wait_until(lambda: get(port, "/readyz")[0] == 200, what="it is ready")
+        for style in range(3):
+            amqp.publish(message(style))
+        amqp.publish(b"no JSON")
+        wait_until(lambda: ends(receiver, range(3)) == ["completed"] * 3)
+        wait_until(lambda: metric(get(port, "/metrics")[1], 'lora_trainer_jobs{phase="completed"}') == 3)
+        text = get(port, "/metrics")[1]
+        assert metric(text, 'lora_trainer_messages_total{verdict="ack"}') == 3
+        assert metric(text, "lora_trainer_dead_letters_total") == 1
+        assert metric(text, 'lora_trainer_patches_total{result="delivered",status="completed"}') == 3
+        assert metric(text, "lora_trainer_job_create_seconds_count") == 3
+        assert metric(text, "lora_trainer_relay_seconds_count") == 6
+        assert metric(text, "lora_trainer_broker_connected") == 1
+        assert (metric(text, "lora_trainer_watch_silence_seconds") or 0) < 60
+        assert get(port, "/healthz") == (200, "ok\n")
+
+
+def test_a_dispatcher_without_its_broker_is_alive_but_not_ready(
+    tmp_path: Path, queues: Queues, api_server: ApiServer, receiver: Receiver
+) -> None:
+    """A restart mends nothing there, and would only cost the statuses that it relays."""
+    api_server.put(new_job(receiver))
+    port = free_port()
+    with Dispatcher(
+        tmp_path,
+        f"amqp://guest:guest@127.0.0.1:{free_port()}/%2F",
+        queues,
+        receiver,
+        JOB_BACKEND="kubernetes",
+        KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
+        HEALTH_PORT=str(port),
+    ) as dispatcher:
+        wait_until(lambda: get(port, "/healthz")[0] == 200)
+        wait_until(lambda: get(port, "/metrics")[1].count('lora_trainer_jobs{phase="waiting"} 1'))
+        assert get(port, "/readyz")[0] == 503
+        assert dispatcher.stop() == 0
+
+
+def test_a_health_port_that_is_taken_is_named(
+    tmp_path: Path, amqp: Amqp, receiver: Receiver, api_server: ApiServer
+) -> None:
+    dispatcher = Dispatcher(
+        tmp_path,
+        amqp.url,
+        amqp.queues,
+        receiver,
+        JOB_BACKEND="kubernetes",
+        KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
+        HEALTH_PORT=str(api_server.port),
+    )
+    ended = dispatcher.command("run")
+    assert ended.returncode == 69
+    assert f"HEALTH_PORT {api_server.port}" in ended.stderr
+    assert "Traceback" not in ended.stderr
