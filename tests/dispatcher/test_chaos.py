@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -56,7 +57,7 @@ class Trainings:
 def make_trouble(
     stop: threading.Event, server: ApiServer, proxy: TcpProxy, receiver: Receiver, dice: random.Random
 ) -> None:
-    troubles = [
+    troubles: list[Callable[[], object]] = [
         lambda: server.inject(Fault(500, times=2)),
         lambda: server.inject(Fault(429, headers={"Retry-After": "1"}, verb="create", resource="jobs")),
         lambda: server.inject(Fault(503, body=b"<html>", verb="patch")),
@@ -77,7 +78,7 @@ def make_trouble(
         dice.choice(troubles)()
 
 
-def answers(dice: random.Random) -> Any:
+def answers(dice: random.Random) -> Callable[[Patch], Answer]:
     def answer(_patch: Patch) -> Answer:
         lot = dice.random()
         if lot < 0.08:

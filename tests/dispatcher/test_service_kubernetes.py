@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,8 @@ class World:
 @pytest.fixture
 def world(
     tmp_path: Path, amqp: Amqp, api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> Iterator[World]:
-    yield World(tmp_path, amqp, api_server, controller, receiver)
+) -> World:
+    return World(tmp_path, amqp, api_server, controller, receiver)
 
 
 def test_a_message_becomes_a_job_and_its_statuses_reach_the_backend(world: World) -> None:
@@ -119,7 +118,7 @@ def test_a_training_that_fails_for_good_says_why_once(world: World) -> None:
         world.send()
         patches = wait_told(world.receiver, "processing", "failed")
     assert patches[-1].json["failure_reason"] == "The loss is no number; lower learning_rate."
-    assert len([pod for pod in world.server.all("pods")]) == 1
+    assert len(world.server.all("pods")) == 1
 
 
 def test_a_deleted_job_is_told_as_cancelled_and_goes(world: World) -> None:
@@ -216,7 +215,9 @@ def test_429_with_retry_after_is_not_tried_before(world: World) -> None:
         wait_until(lambda: len(world.server.all("jobs")) == 1, 20)
     assert fault.hits == 1
     creates = [
-        request.monotonic for request in world.server.requests if (request.verb, request.target) == ("create", "jobs")
+        request.monotonic
+        for request in world.server.requests
+        if (request.verb, request.target) == ("create", "jobs")
     ]
     assert creates[1] - creates[0] >= 1.9
 
@@ -235,22 +236,28 @@ def test_a_pod_that_cannot_start_is_given_up_after_its_grace_period(world: World
 
 
 def test_every_bad_message_is_a_dead_letter_and_the_good_one_behind_them_trains(world: World) -> None:
-    url = world.receiver.status_url
+    url, image = world.receiver.status_url, ["/a"]
     bad: list[tuple[bytes, str]] = [
         (b"no JSON", "JSON"),
         (b"[1, 2]", "object"),
         *(
             (json.dumps(body).encode(), word)
             for body, word in (
-                ({"image_paths": ["/a"], "task_id": "t1"}, "style_id"),
-                ({"style_id": [7], "image_paths": ["/a"], "task_id": "t2"}, "style_id"),
+                ({"image_paths": image, "task_id": "t1"}, "style_id"),
+                ({"style_id": [7], "image_paths": image, "task_id": "t2"}, "style_id"),
                 ({"style_id": 1, "image_paths": [], "webhook_url": url(1)}, "image_paths"),
-                ({"style_id": 2, "image_paths": ["/a"] * 101, "webhook_url": url(2)}, "image_paths"),
-                ({"style_id": 3, "image_paths": ["/a"], "num_epochs": 0, "webhook_url": url(3)}, "num_epochs"),
-                ({"style_id": 4, "image_paths": ["/a"], "num_epochs": 501}, "num_epochs"),
-                ({"style_id": "../x", "image_paths": ["/a"]}, "style_id"),
-                ({"type": "upscale", "data": {"style_id": 5, "images": ["/a"]}, "callback_url": url(5)}, "type"),
-                ({"style_id": 6, "image_paths": ["/a"], "webhook_url": "http://elsewhere/x"}, "webhook_url"),
+                ({"style_id": 2, "image_paths": image * 101, "webhook_url": url(2)}, "image_paths"),
+                (
+                    {"style_id": 3, "image_paths": image, "num_epochs": 0, "webhook_url": url(3)},
+                    "num_epochs",
+                ),
+                ({"style_id": 4, "image_paths": image, "num_epochs": 501}, "num_epochs"),
+                ({"style_id": "../x", "image_paths": image}, "style_id"),
+                (
+                    {"type": "upscale", "data": {"style_id": 5, "images": image}, "callback_url": url(5)},
+                    "type",
+                ),
+                ({"style_id": 6, "image_paths": image, "webhook_url": "http://elsewhere/x"}, "webhook_url"),
                 ({"style_id": 7, "image_paths": [], "task_id": "two\nlines \u2028 \ud800"}, "image_paths"),
             )
         ),
@@ -265,7 +272,9 @@ def test_every_bad_message_is_a_dead_letter_and_the_good_one_behind_them_trains(
         for style in range(1, 8):
             wait_told(world.receiver, "failed", style=style)
         assert dispatcher.stop() == ExitCode.OK
-    reasons = {body: dict(properties.headers) for properties, body in world.amqp.take_all(world.amqp.queues.dead)}
+    reasons = {
+        body: dict(properties.headers) for properties, body in world.amqp.take_all(world.amqp.queues.dead)
+    }
     for body, word in bad:
         assert word in reasons[body][REASON_HEADER]
     assert {patch.json["failure_code"] for patch in world.receiver.patches} == {"INVALID_REQUEST"}
@@ -311,8 +320,10 @@ def test_the_backend_down_for_a_while_is_told_everything_in_order(world: World) 
             wait_told(world.receiver, "processing", "completed", style=style)
         for name in jobs:
             world.server.wait_for(
-                lambda name=name: names.FINALIZER  # type: ignore[misc]  # a default binds the loop's name
-                not in (world.wait_for_job(name)["metadata"].get("finalizers") or ())
+                lambda name=name: (
+                    names.FINALIZER  # type: ignore[misc]  # a default binds the loop's name
+                    not in (world.wait_for_job(name)["metadata"].get("finalizers") or ())
+                )
             )
 
 

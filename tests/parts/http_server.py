@@ -142,6 +142,8 @@ def _read(reader: BinaryIO) -> HttpRequest | None:
     else:
         length = int(headers.get("content-length", 0))
         body = reader.read(length) if length else b""
+        if len(body) < length:
+            raise DropConnectionError  # the client died in the middle: that was no request
     path, _, query = target.partition("?")
     parameters = dict(parse_qsl(query, keep_blank_values=True))
     return HttpRequest(method, unquote(path), parameters, headers, body)
