@@ -793,4 +793,5 @@ def test_a_watch_of_pods_that_is_behind_the_jobs_makes_no_status_false(
         wait_told(receiver, *statuses)
         api_server.clear_faults()
         api_server.release_hangs()
+        wait_until(lambda: api_server.open_watches == 2)
     assert receiver.patches[-1].json.get("failure_code") == code
