@@ -171,6 +171,8 @@ class Service:
         lease_stop = threading.Event()
         election = threading.Thread(target=self._hold_lease, args=(lease_stop,), name="lease")
         election.start()
+        if self._lease:
+            threads.append(election)
         # Which styles are in training must be known before a request is taken or a Job released.
         while not self._backend.synced() and not stop.wait(0.05):
             pass
