@@ -29,10 +29,10 @@ def print_summary(folder: Path, style_id: int, patches: list[Patch], seconds: fl
         [json.loads(line)["loss"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
     )
     if losses:
-        # Each epoch draws other noise, so single epochs jump: compare the means of the outer quarters.
-        quarter = max(1, len(losses) // 4)
-        start, end = sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter
-        console.print(f"Loss: {start:.4f} over the first {quarter} epochs, {end:.4f} over the last {quarter}")
+        # Each epoch draws other noise, so single epochs jump: compare the means of the two halves.
+        half = max(1, len(losses) // 2)
+        start, end = sum(losses[:half]) / half, sum(losses[-half:]) / half
+        console.print(f"Loss: {start:.4f} over the first {half} epochs, {end:.4f} over the last {half}")
     for name in ("lora_weights.safetensors", "loss.png", "samples.png"):
         if (models / name).exists():
             console.print(f"  {models / name}", soft_wrap=True)
