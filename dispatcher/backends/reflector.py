@@ -119,7 +119,7 @@ class Reflector:
         token, version = None, ""
         while True:
             response = self._call(
-                limit=500, _continue=token, _preload_content=False, _request_timeout=(5, 60)
+                limit=200, _continue=token, _preload_content=False, _request_timeout=(5, 60)
             )
             page = json.loads(response.data)
             for thing in page.get("items") or ():
