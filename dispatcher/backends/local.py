@@ -31,6 +31,7 @@ from dispatcher.backends.local_status import (
     next_action,
     terminated,
 )
+from dispatcher.backends.merge_patch import merge_patch
 from dispatcher.errors import BackendUnavailableError, DispatcherError, JobConflictError, StaleJobError
 from dispatcher.job import Manifest, same_request, trainer_container
 
@@ -146,7 +147,7 @@ class LocalBackend:
                 return
             if resource_version and resource_version != job["metadata"]["resourceVersion"]:
                 raise StaleJobError(f"the Job {name} has changed meanwhile")
-            self._jobs[name] = _merged(job, change)
+            self._jobs[name] = merge_patch(job, change)
             self._save(name)
         self._touch(name)
 
@@ -222,7 +223,7 @@ class LocalBackend:
                 self._stop(name, "the Job was stopped")
                 return None
             case Finish(conditions):
-                self._jobs[name] = _merged(job, {"status": {"conditions": conditions}})
+                self._jobs[name] = merge_patch(job, {"status": {"conditions": conditions}})
                 self._save(name)
                 self._touch(name)
                 return datetime.now(UTC)
@@ -321,16 +322,3 @@ class LocalBackend:
 def _gpus(job: Manifest) -> int:
     limits = trainer_container(job).get("resources", {}).get("limits", {})
     return int(limits.get("nvidia.com/gpu", 1))
-
-
-def _merged(target: Any, change: Any) -> Any:
-    """Apply a JSON merge patch (RFC 7386) and return the result."""
-    if not isinstance(change, dict):
-        return copy.deepcopy(change)
-    result = dict(target) if isinstance(target, dict) else {}
-    for name, value in change.items():
-        if value is None:
-            result.pop(name, None)
-        else:
-            result[name] = _merged(result.get(name), value)
-    return result
