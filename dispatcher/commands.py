@@ -20,6 +20,7 @@ from dispatcher.overview import as_table, overview
 from dispatcher.queues import Queues, publish, redrive
 from dispatcher.service import open_backend
 from dispatcher.settings import DispatcherSettings
+from dispatcher.teller import finalizers_of, patch_job, without_ours
 from job_contract import names
 from job_contract.outcome import ExitCode
 from job_contract.progress import parse_progress
@@ -115,11 +116,9 @@ def release(settings: DispatcherSettings, options: argparse.Namespace) -> int:
 
 def _release(name: str, backend: Backend) -> bool:
     snapshot = backend.snapshot(name)
-    finalizers = (snapshot.job["metadata"].get("finalizers") or []) if snapshot else []
-    if snapshot is None or names.FINALIZER not in finalizers:
+    if snapshot is None or names.FINALIZER not in finalizers_of(snapshot.job):
         return False
-    kept = [finalizer for finalizer in finalizers if finalizer != names.FINALIZER]
-    backend.patch(name, {"metadata": {"finalizers": kept}}, snapshot.job["metadata"]["resourceVersion"])
+    patch_job(backend, snapshot.job, {"metadata": {"finalizers": without_ours(snapshot.job)}})
     _print(f"{name} released")
     return True
 
