@@ -156,7 +156,7 @@ def _bare_creates(cluster: Cluster, threads: int, count: int, settings: dict[str
     jobs = [_job(secrets.token_hex(8), settings) for _ in range(count)]
 
     def create(job: Manifest) -> None:
-        cluster.batch.create_namespaced_job(cluster.namespace, job, _preload_content=False).release_conn()
+        cluster.batch.create_namespaced_job(cluster.namespace, job, _preload_content=False).read()
 
     with ThreadPoolExecutor(threads) as pool:
         began = time.monotonic()
@@ -219,7 +219,7 @@ def _fill(cluster: Cluster, settings: dict[str, str], count: int) -> None:
     def create(_number: int) -> None:
         job = _job(secrets.token_hex(8), settings)
         job["spec"]["suspend"] = True
-        cluster.batch.create_namespaced_job(cluster.namespace, job, _preload_content=False).release_conn()
+        cluster.batch.create_namespaced_job(cluster.namespace, job, _preload_content=False).read()
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(create, range(count)))

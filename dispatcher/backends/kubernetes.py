@@ -67,7 +67,7 @@ class KubernetesBackend:
         try:
             self._batch.create_namespaced_job(
                 self._namespace, job, _preload_content=False, _request_timeout=_CREATE_TIMEOUT
-            ).release_conn()
+            ).read()
         except ApiException as error:
             if error.status != 409:
                 raise translated(error, f"the Job {name} could not be created") from error
@@ -128,7 +128,7 @@ class KubernetesBackend:
                 _content_type="application/merge-patch+json",
                 _preload_content=False,
                 _request_timeout=_TIMEOUT,
-            ).release_conn()
+            ).read()
         except ApiException as error:
             if error.status == 409:
                 raise StaleJobError(f"the Job {name} has changed meanwhile") from error
@@ -144,7 +144,7 @@ class KubernetesBackend:
                 label_selector=f"{JOB_NAME_LABEL}={name}",
                 _preload_content=False,
                 _request_timeout=_TIMEOUT,
-            ).release_conn()
+            ).read()
         except ApiException as error:
             raise translated(error, f"the pods of the Job {name} could not be stopped") from error
         except urllib3.exceptions.HTTPError as error:
@@ -261,6 +261,6 @@ class KubernetesBackend:
             try:
                 self._core.create_namespaced_event(
                     self._namespace, event, _preload_content=False, _request_timeout=_TIMEOUT
-                ).release_conn()
+                ).read()
             except (ApiException, urllib3.exceptions.HTTPError) as error:
                 self._log.info("an Event could not be written", error=describe(error))

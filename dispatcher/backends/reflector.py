@@ -163,7 +163,7 @@ class Reflector:
                 version = self._apply(event, version)
         finally:
             self._response = None
-            response.release_conn()
+            response.close()  # what is left of the stream must not answer the next request
         return version
 
     def _apply(self, event: Thing, version: str) -> str:

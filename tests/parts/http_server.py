@@ -114,7 +114,9 @@ class HttpServer:
         head.extend(f"{name}: {value}" for name, value in response.headers.items())
         if response.stream is None:
             head.append(f"Content-Length: {len(response.body)}")
-            connection.sendall("\r\n".join([*head, "", ""]).encode() + response.body)
+            # Apart, as large answers come: a client that leaves a body unread shows it.
+            connection.sendall("\r\n".join([*head, "", ""]).encode())
+            connection.sendall(response.body)
             return
         head.append("Transfer-Encoding: chunked")
         connection.sendall("\r\n".join([*head, "", ""]).encode())
