@@ -3,6 +3,8 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import requests
 from pika.exceptions import AMQPError
@@ -11,7 +13,16 @@ from dispatcher.errors import DispatcherError
 from dispatcher.job import load_template
 from dispatcher.queues import Queues, connect, error_text
 from dispatcher.settings import DispatcherSettings
+from dispatcher.webhook import root_cause
 from job_contract.redaction import redact
+
+_NO_BROKER: Final = "check that it runs, and that AMQP_URL (amqp://user:password@host:5672/) names it"
+_BROKER_ADVICE: Final = (
+    ("Login was refused", "check the user and the password in AMQP_URL"),
+    ("ACCESS_REFUSED", "let its user configure, write and read what begins with the name of QUEUE"),
+    ("NOT_ALLOWED", "check the virtual host, the last part of AMQP_URL; %2F is the default one"),
+    ("PRECONDITION_FAILED", "delete the queue that was declared otherwise, or set QUEUE to another name"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,21 +43,28 @@ def run_checks(settings: DispatcherSettings) -> Iterator[Check]:
     if settings.job_backend == "kubernetes":
         yield from _cluster(settings)
     else:
-        yield _folder(settings)
+        yield _folder("models", settings.models_dir, "MODELS_DIR")
+        yield _folder("state", settings.local_state_dir, "LOCAL_STATE_DIR")
 
 
 def _broker(settings: DispatcherSettings) -> Check:
     queues = Queues(settings.queue)
-    subject = f"RabbitMQ, queues {queues.work} and {queues.dead}"
     try:
         connection = connect(settings.amqp_url.get_secret_value())
         try:
-            queues.declare(connection.channel())
+            channel = connection.channel()
+            queues.declare(channel)
+            work = channel.queue_declare(queues.work, durable=True, passive=True).method
+            dead = channel.queue_declare(queues.dead, durable=True, passive=True).method
         finally:
-            connection.close()
+            if connection.is_open:
+                connection.close()
     except (DispatcherError, AMQPError) as error:
-        return Check(subject, error_text(error))
-    return Check(subject, None)
+        text = error_text(error)
+        advice = next((advice for hint, advice in _BROKER_ADVICE if hint in text), _NO_BROKER)
+        return Check("RabbitMQ", f"{text}; {advice}")
+    waiting = f"{work.message_count} requests wait in {queues.work} for {work.consumer_count} dispatchers"
+    return Check(f"RabbitMQ: {waiting}, {dead.message_count} were refused ({queues.dead})", None)
 
 
 def _template(settings: DispatcherSettings) -> Check:
@@ -64,7 +82,8 @@ def _backend(settings: DispatcherSettings) -> Check:
     try:
         requests.head(settings.backend_url, timeout=10, allow_redirects=False)
     except requests.RequestException as error:
-        return Check(subject, redact(str(error)))
+        cause = redact(root_cause(error))
+        return Check(subject, f"{cause}; check that it runs, and that BACKEND_URL is right seen from here")
     return Check(subject, None)
 
 
@@ -75,17 +94,33 @@ def _cluster(settings: DispatcherSettings) -> Iterator[Check]:
     subject = f"Kubernetes API, namespace {settings.namespace}"
     try:
         api = load_client(connections=1)
-        missing = missing_permissions(api, settings.namespace, lease=bool(settings.lease_name))
+        missing = missing_permissions(api, settings.namespace, lease=settings.lease_name)
     except DispatcherError as error:
-        yield Check(subject, str(error))
+        yield Check(subject, f"{error}; check KUBECONFIG, or the pod's service account and NetworkPolicy")
         return
     yield Check(subject, None)
     problem = f"the service account may not {', '.join(missing)}; add it to its Role" if missing else None
-    yield Check("RBAC", problem)
+    yield Check("permissions (RBAC)", problem)
+    if settings.lease_name:
+        yield _lease(api, settings.namespace, settings.lease_name)
 
 
-def _folder(settings: DispatcherSettings) -> Check:
-    folder = settings.models_dir.expanduser()
-    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    problem = None if os.access(parent, os.W_OK) else "cannot be written; set MODELS_DIR to a folder of yours"
-    return Check(f"models folder {folder}", problem)
+def _lease(api: Any, namespace: str, name: str) -> Check:
+    from dispatcher.backends.lease import holder_of
+
+    try:
+        holder = holder_of(api, namespace, name)
+    except DispatcherError as error:
+        return Check(f"Lease {name}", str(error))
+    # No fault before the first dispatcher runs, nor for the seconds until a killed one's hold runs out.
+    free = "nobody: no training starts and no status is told until a dispatcher that runs takes it"
+    return Check(f"Lease {name} is held by {holder or free}", None)
+
+
+def _folder(what: str, folder: Path, variable: str) -> Check:
+    """Look whether a folder can be made, or written when it is there; nothing is made."""
+    folder = folder.expanduser()
+    there = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    problem = None if writable else f"{there} cannot be written; set {variable} to a folder of yours"
+    return Check(f"{what} folder {folder}", problem)

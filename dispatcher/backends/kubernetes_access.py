@@ -12,15 +12,19 @@ NEEDED: Final = (
     ("batch", "jobs", ("get", "list", "watch", "create", "patch")),
     ("", "pods", ("list", "watch", "deletecollection")),
     ("", "pods/log", ("get",)),
-    ("", "events", ("create",)),
+    ("", "events", ("create", "list")),
 )
 """API group, resource, verbs: what the chart's Role grants."""
 
 LEASE: Final = ("coordination.k8s.io", "leases", ("get", "create", "update"))
+"""Where LEASE_NAME is set, for the Lease of that name alone."""
 
 
-def missing_permissions(api: client.ApiClient, namespace: str, *, lease: bool) -> list[str]:
+def missing_permissions(api: client.ApiClient, namespace: str, *, lease: str | None) -> list[str]:
     """Ask the API server; return what is missing as `verb resource`.
+
+    Args:
+        lease: the name of the Lease, or None where none is used.
 
     Raises:
         DispatcherError: the API server does not answer.
@@ -37,6 +41,8 @@ def missing_permissions(api: client.ApiClient, namespace: str, *, lease: bool) -
                 "subresource": subresource,
                 "verb": verb,
             }
+            if resource == "leases" and lease:
+                attributes["name"] = lease
             review = {
                 "apiVersion": "authorization.k8s.io/v1",
                 "kind": "SelfSubjectAccessReview",

@@ -7,10 +7,19 @@ PYTHON=${PYTHON:-.venv/bin/python}
 # A build of torch for the CPU is ten times smaller; it needs PyTorch's own index in pip.conf.
 TORCH=${TORCH:-torch==2.13.0}
 CLUSTER=lora-demo
-built=$(mktemp -d)
-trap 'rm -rf "$built"' EXIT
+# kind cannot always load an image that has attestations beside it.
+export BUILDX_NO_DEFAULT_ATTESTATIONS=1
 
 step() { printf '\n== %s\n' "$1"; }
+
+for tool in docker kind kubectl helm "$PYTHON"; do
+  command -v "$tool" >/dev/null && continue
+  echo "$tool is missing: install it first" >&2
+  exit 1
+done
+docker info >/dev/null || { echo "docker does not answer: start it first" >&2; exit 1; }
+built=$(mktemp -d)
+trap 'rm -rf "$built"' EXIT
 
 step "1/6 images"
 secret=${PIP_CONF:+--secret id=pip,src=$PIP_CONF}
@@ -37,13 +46,17 @@ kubectl label --overwrite namespace lora pod-security.kubernetes.io/enforce=rest
 kubectl config set-context --current --namespace=lora
 kubectl apply -f helm/demo/backend.yaml
 kubectl wait --for=condition=Ready pod/backend --timeout=120s
-helm upgrade --install lora-trainer helm/lora-trainer --values helm/demo/values.yaml --wait --timeout 5m
+# Not --wait: that would also wait for the claim of the models, which kind binds when a training mounts it.
+helm upgrade --install lora-trainer helm/lora-trainer --values helm/demo/values.yaml
+kubectl rollout status deploy/lora-trainer-rabbitmq --timeout=5m
+kubectl rollout status deploy/lora-trainer --timeout=5m
 helm test lora-trainer --logs
 
 step "5/6 request"
+pictures=$(cd "$built/pictures" && printf '/demo/pictures/%s ' *)
+# shellcheck disable=SC2086 # a word for each picture
 kubectl exec deploy/lora-trainer -- python -m dispatcher submit --wait --style-id 42 --epochs 3 \
-  --images $("$PYTHON" -c 'import pathlib, sys
-print(*(f"/demo/pictures/{path.name}" for path in sorted(pathlib.Path(sys.argv[1]).iterdir())))' "$built/pictures")
+  --images $pictures
 
 step "6/6 what the backend heard"
 for _ in $(seq 60); do

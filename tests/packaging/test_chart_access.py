@@ -11,7 +11,7 @@ from kubernetes import client
 
 from dispatcher.backends import Snapshot
 from dispatcher.backends.kubernetes import KubernetesBackend
-from dispatcher.backends.kubernetes_access import LEASE, NEEDED
+from dispatcher.backends.kubernetes_access import LEASE, NEEDED, missing_permissions
 from dispatcher.backends.lease import Lease
 from dispatcher.job import JobOptions, build_job
 from job_contract import names
@@ -51,7 +51,7 @@ def test_the_role_is_what_the_dispatcher_uses_and_no_more(
 ) -> None:
     api_server.rules = _rules("lora-trainer")
     backend = KubernetesBackend(api_server.client(), api_server.namespace, "lora-trainer")
-    lease = Lease(api_server.client(), api_server.namespace, "lora-trainer", "me", lambda: None)
+    lease = Lease(api_server.client(), api_server.namespace, "lora-trainer", "me", lambda: None, lambda: None)
     stop = threading.Event()
     threads = [
         threading.Thread(target=backend.run, args=(lambda _name: None, stop)),
@@ -70,6 +70,7 @@ def test_the_role_is_what_the_dispatcher_uses_and_no_more(
         assert "epoch 1/2" in backend.log_tail(pod, 10)
         backend.patch(NAME, {"metadata": {"annotations": {"relayed": "yes"}}})
         backend.record_event(JOB | {"metadata": snapshot.job["metadata"]}, "Relayed", "it was told")
+        assert backend.events(snapshot.job["metadata"]["uid"])
         backend.stop_pods(NAME)
         api_server.wait_for(lambda: api_server.all("events") and lease.is_held(), timeout=20)
     finally:
@@ -87,6 +88,18 @@ def test_the_role_is_what_the_check_command_asks_for() -> None:
     groups = {resource: group for group, resource, _verbs in (*NEEDED, LEASE)}
     for rule in _rules("lora-trainer"):
         assert {groups[resource] for resource in rule["resources"]} == set(rule["apiGroups"])
+
+
+def test_the_role_is_for_our_own_lease_and_no_other(api_server: ApiServer) -> None:
+    """Leases are also what other controllers of the namespace elect their leaders by."""
+    api_server.rules = _rules("lora-trainer")
+    variables = find(MANIFESTS, "Deployment", "lora-trainer")["spec"]["template"]["spec"]["containers"][0][
+        "env"
+    ]
+    name = next(entry["value"] for entry in variables if entry["name"] == "LEASE_NAME")
+    api, namespace = api_server.client(), api_server.namespace
+    assert missing_permissions(api, namespace, lease=name) == []
+    assert missing_permissions(api, namespace, lease="another") == ["get leases", "update leases"]
 
 
 def test_an_uninstall_can_take_the_finalizer_off(api_server: ApiServer, tmp_path: Path) -> None:
@@ -112,6 +125,7 @@ def test_an_uninstall_can_take_the_finalizer_off(api_server: ApiServer, tmp_path
     job = api_server.get("jobs", NAME)
     assert job is not None
     assert names.FINALIZER not in job["metadata"].get("finalizers", [])
+    assert "deletionTimestamp" not in job["metadata"]  # a training that runs goes on
     assert _used(api_server) == _granted(api_server.rules)
 
 

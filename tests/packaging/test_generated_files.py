@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
@@ -44,3 +45,21 @@ def test_the_demos_script_and_backend_are_well_formed() -> None:
         kubernetes_validate.validate(manifest, "1.37", strict=True)
     compile(backend["data"]["backend.py"], "backend.py", "exec")
     assert service["spec"]["selector"] == pod["metadata"]["labels"]
+
+
+def test_the_demo_names_a_tool_that_is_missing_before_it_builds_anything(tmp_path: Path) -> None:
+    dirname = shutil.which("dirname")
+    assert dirname
+    (tmp_path / "dirname").symlink_to(dirname)
+    result = subprocess.run(
+        ["/bin/sh", ROOT / "helm" / "demo" / "run.sh"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (
+        1,
+        "",
+        "docker is missing: install it first\n",
+    )

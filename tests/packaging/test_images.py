@@ -18,6 +18,7 @@ LOCKS = {
     "dispatcher": [ROOT / "dispatcher" / "requirements.lock"],
     "trainer": [ROOT / "trainer_image" / "torch.lock", ROOT / "trainer_image" / "requirements.lock"],
 }
+SBOM_LOCK = ROOT / "trainer_image" / "sbom.lock"
 DOCKERFILES = [ROOT / "dispatcher" / "Dockerfile", ROOT / "trainer_image" / "Dockerfile"]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_BY_HASH = {"torch"}
@@ -47,12 +48,26 @@ def _needs(name: str, extras: set[str]) -> list[Requirement]:
     ]
 
 
-@both_images
-def test_every_package_is_pinned_with_hashes(image: str) -> None:
-    for path in LOCKS[image]:
-        entries = re.split(r"^(?=[A-Za-z0-9])", path.read_text(), flags=re.MULTILINE)
-        for entry in entries[1:]:
-            assert re.match(r"[^\s=]+==\S+ .*--hash=sha256:", entry, flags=re.DOTALL), entry.splitlines()[0]
+def _stages(path: Path) -> dict[str, str]:
+    """A Dockerfile's stages by name, each from its FROM on; the one that becomes the image is named ""."""
+    stages = re.split(r"^(?=FROM )", path.read_text(), flags=re.MULTILINE)[1:]
+    return {re.match(r"FROM \S+(?: AS (\w+))?\n", stage)[1] or "": stage for stage in stages}  # type: ignore[index]
+
+
+def _copied(stage: str) -> list[str]:
+    """What a stage takes from the repository."""
+    lines = re.findall(r"^COPY ((?!--from)[^\n]+) \S+$", stage, flags=re.MULTILINE)
+    return [source for line in lines for source in line.split()]
+
+
+@pytest.mark.parametrize(
+    "path", [*LOCKS["dispatcher"], *LOCKS["trainer"], SBOM_LOCK], ids=lambda path: "-".join(path.parts[-2:])
+)
+def test_every_package_is_pinned_with_hashes(path: Path) -> None:
+    entries = re.split(r"^(?=[A-Za-z0-9])", path.read_text(), flags=re.MULTILINE)[1:]
+    assert entries
+    for entry in entries:
+        assert re.match(r"[^\s=]+==\S+ .*--hash=sha256:", entry, flags=re.DOTALL), entry.splitlines()[0]
 
 
 @both_images
@@ -63,13 +78,20 @@ def test_an_image_has_the_versions_that_were_tested(image: str) -> None:
     assert others == {}
 
 
-@both_images
-def test_no_package_that_is_needed_is_missing(image: str) -> None:
-    """The images install with --no-deps: what a lock lacks is found missing at run time only."""
-    locked = _locked(image)
-    waiting = [
-        Requirement(text) for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"][image]
-    ]
+@pytest.mark.parametrize(
+    ("locks", "extras"),
+    [
+        (LOCKS["dispatcher"], ["dispatcher"]),
+        (LOCKS["trainer"], ["trainer"]),
+        ([ROOT / "requirements.lock"], ["dispatcher", "trainer", "dev"]),
+    ],
+    ids=["dispatcher", "trainer", "virtual environment"],
+)
+def test_no_package_that_is_needed_is_missing(locks: list[Path], extras: list[str]) -> None:
+    """All three install with --no-deps: what a lock lacks is found missing at run time only."""
+    locked = {name: version for path in locks for name, version in _pins(path).items()}
+    wanted = [text for extra in extras for text in PROJECT["optional-dependencies"][extra]]
+    waiting = [Requirement(text) for text in PROJECT["dependencies"] + wanted]
     seen: set[tuple[str, frozenset[str]]] = set()
     while waiting:
         requirement = waiting.pop()
@@ -77,7 +99,7 @@ def test_no_package_that_is_needed_is_missing(image: str) -> None:
         if name in NOT_BY_HASH or (name, frozenset(requirement.extras)) in seen:
             continue
         seen.add((name, frozenset(requirement.extras)))
-        assert name in locked, f"{name} is not in the lock of the {image}"
+        assert name in locked, f"{name} is in no lock"
         assert requirement.specifier.contains(locked[name], prereleases=True), requirement
         if name not in {"setuptools"}:  # torch's only, and not installed here
             waiting += _needs(name, requirement.extras)
@@ -108,18 +130,33 @@ def test_an_image_runs_as_a_number_and_gets_signals(path: Path) -> None:
 
 @both_dockerfiles
 def test_a_change_of_code_reinstalls_no_package(path: Path) -> None:
-    final = path.read_text().rpartition("\nFROM ")[2]
-    code = final.index("COPY --from=code")
-    assert "pip install" not in final[code:]
-    assert final.index("ARG REVISION") > code
+    stages = _stages(path)
+    for stage in stages.values():
+        if "pip install" in stage:
+            before = stage.rpartition("pip install")[0]
+            assert all(source.endswith(".lock") for source in _copied(before)), stage
+    assert "pip install" not in stages[""]
+    assert stages[""].index("ARG REVISION") > stages[""].index("COPY --from=code")
+
+
+@both_dockerfiles
+def test_an_image_says_what_is_in_it(path: Path) -> None:
+    """Read from what was installed: a list made of the lock would be wrong for another build of torch."""
+    stages = _stages(path)
+    assert stages["sbom"].startswith("FROM packages ")
+    written = re.findall(r"--output-file (/sbom/\S+\.cdx\.json) ", stages["sbom"])
+    assert len(written) == 1
+    assert "COPY --from=sbom /sbom /usr/share/sbom" in stages[""]
+    assert "/tool" not in stages[""]  # what made it stays behind
+    labels = set(re.findall(r"org\.opencontainers\.image\.([a-z.]+)=\"", stages[""]))
+    assert labels == {"title", "description", "licenses", "base.name", "version", "revision", "created"}
 
 
 @both_dockerfiles
 def test_what_a_dockerfile_copies_reaches_the_builder(path: Path) -> None:
     """A path that .dockerignore keeps back fails in the middle of a build."""
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] == "!"]
-    copied = re.findall(r"^COPY ((?!--from)[^\n]+) \S+$", path.read_text(), flags=re.MULTILINE)
-    sources = [source for line in copied for source in line.split()]
+    sources = [source for stage in _stages(path).values() for source in _copied(stage)]
     assert sources
     for source in sources:
         assert (ROOT / source).exists(), source
