@@ -3,6 +3,7 @@
 Pictures are trained at 64 pixels a side, where a step of the tiny base takes some 20 ms.
 """
 
+import functools
 import json
 import os
 import signal
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 from job_contract.outcome import TrainingFailure, TrainingResult, decode
 from sample_pictures import draw_pictures
@@ -91,9 +94,37 @@ class Workshop:
         )
 
 
+def wait_for_line(process: "subprocess.Popen[str]", text: str | tuple[str, ...]) -> None:
+    """Read the trainer's log up to a line with text, or with one of several texts."""
+    texts = (text,) if isinstance(text, str) else text
+    assert process.stderr
+    for line in process.stderr:
+        if any(one in line for one in texts):
+            return
+    process.communicate()
+    raise AssertionError(f"the trainer ended without a line with {text!r}")
+
+
 @pytest.fixture
 def workshop(tmp_path: Path, tiny_base: Path, pictures: list[Path]) -> Workshop:
     return Workshop(tmp_path, tiny_base, pictures)
+
+
+@pytest.fixture(scope="session")
+def undisturbed_after(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: list[Path]
+) -> Callable[[int], dict[str, Tensor]]:
+    """The weights after so many epochs that nothing disturbed, trained in a process of its own."""
+
+    @functools.cache
+    def train(epochs: int) -> dict[str, Tensor]:
+        workshop = Workshop(tmp_path_factory.mktemp("undisturbed"), tiny_base, pictures)
+        process = workshop.start(workshop.request(num_epochs=epochs), CHECKPOINT_EVERY_EPOCHS="2")
+        _, log = process.communicate(timeout=240)
+        assert process.returncode == 0, log
+        return load_file(workshop.folder().weights)
+
+    return train
 
 
 Train = Callable[..., Outcome]

@@ -136,6 +136,18 @@ def test_a_slow_drip_ends_at_the_deadline(host: ScriptedHost, tmp_path: Path) ->
         fetch(tmp_path, url, policy=DownloadPolicy(attempts=1, max_seconds=0.2))
 
 
+def test_a_slow_drip_of_the_header_ends_at_the_deadline(host: ScriptedHost, tmp_path: Path) -> None:
+    """It is read in one piece, so nothing inside the download gets to look at the clock."""
+
+    def drip(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not host.closing.wait(0.02):
+            handler.wfile.write(b"x")
+
+    with pytest.raises(DownloadError, match=r"/a\.jpg took longer than"):
+        fetch(tmp_path, host.on("/a.jpg", drip), policy=DownloadPolicy(attempts=1, max_seconds=0.2))
+
+
 def test_stop_ends_a_slow_drip(host: ScriptedHost, tmp_path: Path) -> None:
     url = host.on("/a.jpg", endless(host, b"x", 0.02))
     stop = threading.Event()

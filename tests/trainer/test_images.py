@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import itertools
+import logging
 import os
 import struct
 import zlib
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sample_pictures import draw_pictures
 from trainer.errors import InvalidImageError
@@ -45,6 +47,38 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 def png_header(width: int, height: int, bits: int = 8, colour: int = 2) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+
+
+def icc_profile(kind: bytes, space: bytes, inner_space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """A version 2 profile (ICC.1:2001-04): a header of 128 bytes, a table of tags, the tags' contents."""
+    illuminant = struct.pack(">iii", 63190, 65536, 54061)  # D50, in 65536ths
+    header = struct.pack(">II4s4s4s", 0, 0x02400000, kind, space, inner_space) + bytes(12) + b"acsp"
+    header = header + bytes(28) + illuminant
+    tags = {b"wtpt": b"XYZ " + bytes(4) + illuminant, **tags}
+    start, table, contents = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, content in tags.items():
+        table += struct.pack(">4sII", name, start + len(contents), len(content))
+        contents += content + bytes(-len(content) % 4)
+    return struct.pack(">I", start + len(contents)) + header + bytes(124 - len(header)) + table + contents
+
+
+def profile_with_red_and_green_swapped() -> bytes:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return profile.replace(b"rXYZ", b"....").replace(b"gXYZ", b"rXYZ").replace(b"....", b"gXYZ")
+
+
+def profile_of_linear_grey() -> bytes:
+    return icc_profile(b"mntr", b"GRAY", b"XYZ ", {b"kTRC": b"curv" + bytes(8)})
+
+
+def profile_of_inks_whose_cyan_is_red() -> bytes:
+    straight = bytes(range(256))
+    white, red, black = (255, 128, 128), (136, 208, 195), (0, 128, 128)  # L*, a*, b*
+    inks = itertools.product((0, 1), repeat=4)  # cyan, magenta, yellow, black
+    colours = [black if k else red if c else white for c, _, _, k in inks]
+    table = b"mft1" + bytes(4) + bytes((4, 3, 2, 0)) + struct.pack(">9i", *(65536, 0, 0, 0) * 2, 65536)
+    table += straight * 4 + bytes(itertools.chain(*colours)) + straight * 3
+    return icc_profile(b"prtr", b"CMYK", b"Lab ", {b"A2B0": table})
 
 
 def loaded(content: bytes, folder: Path, name: str = "https://host/a.jpg?token=secret") -> Image.Image:
@@ -239,6 +273,53 @@ def test_sixteen_bit_colour_loads(tmp_path: Path) -> None:
     assert is_near(loaded(content, tmp_path), (150, 150), (255, 128, 0))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_an_embedded_profile_is_applied(tmp_path: Path, kind: str) -> None:
+    """Without it, the wide colours of today's phones come out pale."""
+    content = saved(red_over_blue(), kind, icc_profile=profile_with_red_and_green_swapped())
+    assert is_near(loaded(content, tmp_path), (150, 50), (30, 220, 30))
+
+
+@pytest.mark.parametrize(
+    ("picture", "kind", "profile", "expected"),
+    [
+        (Image.new("RGBA", (300, 300), (220, 30, 30, 255)), "PNG", "swapped", (30, 220, 30)),
+        (Image.new("RGBA", (300, 300), (220, 30, 30, 0)), "PNG", "swapped", (255, 255, 255)),
+        (Image.new("RGB", (300, 300), (220, 30, 30)).quantize(2), "PNG", "swapped", (30, 220, 30)),
+        (Image.new("L", (300, 300), 128), "JPEG", "grey", (188, 188, 188)),
+        (Image.new("LA", (300, 300), (128, 255)), "PNG", "grey", (188, 188, 188)),
+        (Image.new("I;16", (300, 300), 32768), "PNG", "grey", (188, 188, 188)),
+        (Image.new("CMYK", (300, 300), (255, 0, 0, 0)), "JPEG", "inks", (255, 0, 0)),
+    ],
+    ids=["RGBA", "transparent", "palette", "grey", "grey with alpha", "16-bit grey", "CMYK"],
+)
+def test_a_profile_is_applied_in_every_colour_model(
+    tmp_path: Path, picture: Image.Image, kind: str, profile: str, expected: tuple[int, int, int]
+) -> None:
+    profiles = {
+        "swapped": profile_with_red_and_green_swapped(),
+        "grey": profile_of_linear_grey(),
+        "inks": profile_of_inks_whose_cyan_is_red(),
+    }
+    content = saved(picture, kind, icc_profile=profiles[profile])
+    assert is_near(loaded(content, tmp_path), (150, 150), expected)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [b"no profile", profile_with_red_and_green_swapped()[:300], profile_of_inks_whose_cyan_is_red()],
+    ids=["garbage", "cut", "of another colour model"],
+)
+def test_a_profile_that_cannot_be_used_is_ignored_and_said_once(
+    tmp_path: Path, profile: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        picture = loaded(saved(red_over_blue(), "PNG", icc_profile=profile), tmp_path)
+    assert is_near(picture, (150, 50), RED)
+    (line,) = caplog.messages
+    assert line.startswith("https://host/a.jpg has a colour profile that cannot be used")
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP"])
 def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, kind: str) -> None:
     frames = [Image.new("RGB", (300, 300), colour) for colour in (RED, BLUE)]
@@ -249,8 +330,10 @@ def test_of_an_animation_the_first_frame_is_taken(tmp_path: Path, kind: str) -> 
 def test_a_folder_a_device_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
     for path in (
         tmp_path,
+        tmp_path / "endless.jpg",
         tmp_path / "loop",
         tmp_path / "pipe",
         tmp_path / "missing",
@@ -351,6 +434,8 @@ GOOD = [
     saved(red_over_blue(), "WEBP"),
     saved(red_over_blue().convert("CMYK"), "JPEG"),
     saved(red_over_blue().convert("P"), "PNG"),
+    saved(red_over_blue(), "WEBP", icc_profile=profile_with_red_and_green_swapped()),
+    saved(red_over_blue().convert("CMYK"), "JPEG", icc_profile=profile_of_inks_whose_cyan_is_red()),
 ]
 
 

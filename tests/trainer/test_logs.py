@@ -63,3 +63,19 @@ def test_starting_twice_does_not_say_everything_twice(capfd: pytest.CaptureFixtu
     logging.getLogger("trainer.x").info("once")
     stop_logging()
     assert capfd.readouterr().err.count("once") == 1
+
+
+def test_full_disk_is_said_once_without_secrets_and_ends_nothing(
+    log: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """logging's own way is a traceback a line with the bare arguments in it, and an error at the close."""
+    log.symlink_to("/dev/full")
+    logger = start(log)
+    for number in range(3):
+        logger.info("%d https://h/a.jpg?key=%s", number, "topsecret")
+    stop_logging()
+    console = capfd.readouterr().err
+    assert console.count("No space left on device") == 1
+    assert all(f"{number} https://h/a.jpg?***" in console for number in range(3))
+    assert "topsecret" not in console
+    assert "Traceback" not in console

@@ -2,7 +2,11 @@
 
 import fcntl
 import json
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,8 +17,8 @@ from safetensors.torch import load_file
 from job_contract.outcome import FailureCode
 from job_contract.progress import parse_progress
 from tests.trainer.conftest import Train, Workshop
-from trainer import finishing
-from trainer.samples import Sampler
+from trainer.base_model import find_base
+from trainer.errors import ConfigurationError
 
 
 def test_training_leaves_the_files_of_the_contract_and_no_others(workshop: Workshop, train: Train) -> None:
@@ -110,24 +114,67 @@ def test_changed_picture_under_the_same_name_starts_afresh(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-def test_samples_that_fail_are_noted_and_the_training_completes(
-    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("place", "error", "what"),
+    [
+        (
+            "diffusers.schedulers.scheduling_ddim.DDIMScheduler.step",
+            torch.OutOfMemoryError("CUDA out of memory.\n" + "Tried to allocate 2 GiB. " * 40),
+            {"the samples of epoch 0", "the samples of epoch 1", "the samples of epoch 20"},
+        ),
+        ("PIL.Image.Image.save", OSError("encoder error -2"), {"the samples of epoch 1"}),
+        ("PIL.ImageDraw.Draw", ValueError("no font"), {"samples.png"}),
+        ("matplotlib.figure.Figure.savefig", MemoryError(), {"loss.png"}),
+    ],
+    ids=["out of memory in the pipeline", "PIL fails", "drawing fails", "matplotlib fails"],
+)
+def test_samples_and_plots_that_fail_are_noted_and_the_training_completes(
+    workshop: Workshop,
+    train: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    error: Exception,
+    what: set[str],
 ) -> None:
     """The weights are saved: running out of memory afterwards is no failure (failure 15)."""
 
     def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    settings = {"SAMPLE_PROMPTS": '["a cat"]', "SAMPLE_STEPS": "1", "SAMPLE_EVERY_EPOCHS": "1"}
+    outcome = train(workshop.request(num_epochs=20), **settings)
+    assert outcome.code == 0, outcome.log
+    assert outcome.result is not None
+    assert 1 <= len(outcome.result.notes) <= 5
+    assert {note.partition(" could")[0] for note in outcome.result.notes} & what
+    assert all(type(error).__name__ in note for note in outcome.result.notes)
+    assert workshop.message.stat().st_size <= 4096
+    assert load_file(workshop.folder().weights)
+    for one in what:
+        assert f"{one} could not be made" in outcome.log
+    assert train(workshop.request(num_epochs=20), **settings).log.count("trained already") == 1
+
+
+def test_out_of_memory_at_the_export_is_said_as_that_and_the_retry_trains_nothing_again(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training is done by then, and in its checkpoint (failure 15)."""
+
+    def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Sampler, "draw", fail)
-    monkeypatch.setattr(finishing, "plot_loss", fail)
-    outcome = train(workshop.request(), SAMPLE_PROMPTS='["a cat"]')
-    assert outcome.code == 0
-    assert outcome.result is not None
-    assert {note.partition(" could")[0] for note in outcome.result.notes} >= {
-        "loss.png",
-        "the samples of epoch 0",
-    }
-    assert workshop.folder().weights.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr("trainer.run.export_weights", fail)
+        outcome = train(workshop.request())
+    assert outcome.code == 70
+    assert outcome.failure is not None
+    assert outcome.failure.failure_code is FailureCode.OUT_OF_MEMORY
+    assert "at least 6 GB" in outcome.failure.failure_reason
+    again = train(workshop.request())
+    assert again.code == 0
+    assert "Going on from the checkpoint epoch-0002" in again.log
+    assert "epoch 2/2" not in again.log
 
 
 def test_samples_get_a_row_every_so_many_epochs(workshop: Workshop, train: Train) -> None:
@@ -222,6 +269,43 @@ def test_damaged_base_weights_end_with_78(
     outcome = train(workshop.request(), BASE_MODEL=str(base))
     assert outcome.code == 78
     assert "unet" in outcome.log
+
+
+def test_base_with_a_config_that_is_no_json_ends_with_78(
+    workshop: Workshop, train: Train, tiny_base: Path, tmp_path: Path
+) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "damaged"))
+    (base / "vae/config.json").write_text("")
+    outcome = train(workshop.request(), BASE_MODEL=str(base))
+    assert outcome.code == 78
+    assert "config.json that is no JSON" in outcome.log
+
+
+@pytest.mark.parametrize(
+    "name", ["", "unet", "unet/config.json", "vae/diffusion_pytorch_model.safetensors", "scheduler"]
+)
+def test_base_of_another_user_ends_with_a_sentence_about_permissions(tiny_base: Path, name: str) -> None:
+    """Copied by root with a narrow umask it is whole, and copying it again would not help."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are closed to others
+        Path(folder).chmod(0o755)
+        base = Path(shutil.copytree(tiny_base, Path(folder) / "base"))
+        for path in (base, *base.rglob("*")):
+            path.chmod(0o755)
+        (base / name).chmod(0o700 if (base / name).is_dir() else 0o600)
+        with as_somebody_else(), pytest.raises(ConfigurationError, match="no permission to read") as raised:
+            find_base(str(base), None, torch.float32)
+        assert f"to read {base / name};" in str(raised.value)
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def test_hub_that_does_not_answer_ends_with_69(workshop: Workshop, train: Train, tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Whatever ends a training early, the next start goes on, and the weights are those of an undisturbed one."""
 
+import errno
+import json
 import os
 import random
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,21 +17,17 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from job_contract.outcome import FailureCode
-from tests.trainer.conftest import Train, Workshop
+from tests.trainer.conftest import Train, Workshop, wait_for_line
+from trainer.metrics import EpochMetrics, MetricsFile
 
 EPOCHS = 6
+KILLS = int(os.environ.get("KILLS", "2"))
+KILL_EPOCHS = int(os.environ.get("KILL_EPOCHS", EPOCHS))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    tmp_path_factory: pytest.TempPathFactory, tiny_base: Path, pictures: list[Path]
-) -> dict[str, Tensor]:
-    """The weights of a training that nothing disturbed, in a process of its own."""
-    workshop = Workshop(tmp_path_factory.mktemp("undisturbed"), tiny_base, pictures)
-    process = workshop.start(workshop.request(num_epochs=EPOCHS), CHECKPOINT_EVERY_EPOCHS="2")
-    _, log = process.communicate(timeout=120)
-    assert process.returncode == 0, log
-    return load_file(workshop.folder().weights)
+def undisturbed(undisturbed_after: Callable[[int], dict[str, Tensor]]) -> dict[str, Tensor]:
+    return undisturbed_after(EPOCHS)
 
 
 def assert_same_weights(workshop: Workshop, expected: dict[str, Tensor]) -> None:
@@ -63,7 +61,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, place: str, call: int) -> None:
     [
         ("trainer.run:find_device", 1),
         ("trainer.__main__:find_finished", 1),
-        ("trainer.preparation:fetch_images", 1),  # on a thread of its own
+        ("trainer.pictures:fetch_images", 1),  # on a thread of its own
         ("trainer.preparation:load_unet", 1),
         ("trainer.preparation:load_text_encoder", 1),
         ("trainer.preparation:encode_texts", 1),
@@ -124,25 +122,52 @@ def test_second_resume_keeps_epochs_and_metrics_exact(
             assert train(workshop.request(num_epochs=EPOCHS), CHECKPOINT_EVERY_EPOCHS="2").code == 75
     assert train(workshop.request(num_epochs=EPOCHS), CHECKPOINT_EVERY_EPOCHS="2").code == 0
     assert_same_weights(workshop, undisturbed)
-    lines = workshop.folder().metrics.read_text().splitlines()
-    assert [f'"epoch": {number}' in line for number, line in enumerate(lines, start=1)] == [True] * EPOCHS
+    assert epochs_in_metrics(workshop) == list(range(1, EPOCHS + 1))
 
 
-def test_kill_9_at_random_moments_changes_no_bit_of_the_weights(
-    workshop: Workshop, undisturbed: dict[str, Tensor]
+def test_end_between_an_epochs_checkpoint_and_its_figures_leaves_no_gap_in_the_figures(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    moments = random.Random(os.environ.get("KILL_SEED", "7"))
-    request = workshop.request(num_epochs=EPOCHS)
-    for _ in range(int(os.environ.get("KILLS", "2"))):
+    """With the checkpoint saved first, the next start went on after an epoch that has no figures yet."""
+    append = MetricsFile.append
+
+    def fill_up(self: MetricsFile, metrics: EpochMetrics) -> None:
+        if metrics.epoch == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, metrics)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "append", fill_up)
+        assert train(workshop.request(num_epochs=4), CHECKPOINT_EVERY_EPOCHS="1").code == 69
+    assert train(workshop.request(num_epochs=4), CHECKPOINT_EVERY_EPOCHS="1").code == 0
+    assert epochs_in_metrics(workshop) == [1, 2, 3, 4]
+
+
+@pytest.mark.timeout(60 + 60 * KILLS)
+def test_kill_9_and_sigterm_at_random_moments_change_no_bit_of_the_weights(
+    workshop: Workshop, undisturbed_after: Callable[[int], dict[str, Tensor]]
+) -> None:
+    """KILLS=100 KILL_EPOCHS=300 makes a hundred interruptions of it, KILL_SEED other moments."""
+    chance = random.Random(os.environ.get("KILL_SEED", "7"))
+    request = workshop.request(num_epochs=KILL_EPOCHS)
+    ends: Counter[str] = Counter()
+    for _ in range(KILLS):
         process = workshop.start(request, CHECKPOINT_EVERY_EPOCHS="1")
-        wait_for_line(process, ("Encoding", "trained already"))  # many kills later it may be finished
-        time.sleep(moments.uniform(0, 0.6))  # the moment is what is random here
-        process.kill()
-        process.communicate(timeout=30)
+        # While models load, or later; many interruptions later it may be finished.
+        wait_for_line(process, (chance.choice([" images, ", "Encoding"]), "trained already"))
+        time.sleep(chance.uniform(0, 0.6))  # the moment is what is random here
+        number = chance.choice([signal.SIGKILL, signal.SIGTERM])
+        process.send_signal(number)
+        _, log = process.communicate(timeout=20)
+        assert process.returncode in ((-9, 0) if number == signal.SIGKILL else (75, 0)), log
+        ends[f"{number.name} ended with {process.returncode}"] += 1
+        assert len(list(workshop.folder().checkpoints.glob("epoch-*"))) <= 3  # two, and one being replaced
     process = workshop.start(request, CHECKPOINT_EVERY_EPOCHS="1")
-    _, log = process.communicate(timeout=120)
+    _, log = process.communicate(timeout=240)
     assert process.returncode == 0, log
-    assert_same_weights(workshop, undisturbed)
+    print(*ends.items(), sep="\n")
+    assert_same_weights(workshop, undisturbed_after(KILL_EPOCHS))
+    assert epochs_in_metrics(workshop) == list(range(1, KILL_EPOCHS + 1))
 
 
 def test_sigterm_from_outside_ends_the_process_with_75_within_the_grace_period(
@@ -188,11 +213,5 @@ def test_lost_weights_file_comes_back_from_the_last_checkpoint(
     assert_same_weights(workshop, undisturbed)
 
 
-def wait_for_line(process: Any, text: str | tuple[str, ...]) -> None:
-    """Read the trainer's log up to a line with text, or with one of several texts."""
-    texts = (text,) if isinstance(text, str) else text
-    for line in process.stderr:
-        if any(one in line for one in texts):
-            return
-    process.communicate()
-    raise AssertionError(f"the trainer ended without a line with {text!r}")
+def epochs_in_metrics(workshop: Workshop) -> list[int]:
+    return [json.loads(line)["epoch"] for line in workshop.folder().metrics.read_text().splitlines()]

@@ -57,6 +57,7 @@ def test_environment_of_torch_distributed_is_not_taken_for_the_lora_rank(
         ("LORA_RANK", "0"),
         ("RESOLUTION", "500"),
         ("MIXED_PRECISION", "fp8"),
+        ("S3_BUCKET", "s3://weights"),
         ("S3_PREFIX", "models"),
         ("S3_PREFIX", "/models/"),
         ("SAMPLE_PROMPTS", "a cat"),

@@ -12,7 +12,7 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.trainer.scripted_host import ScriptedHost, body, hang_up, scripted_host
+from tests.trainer.scripted_host import ScriptedHost, body, endless, hang_up, scripted_host, status
 from trainer.downloads import DownloadPolicy, fetch_images
 from trainer.errors import ConfigurationError, DownloadError, InvalidImageError, StorageError, TrainerError
 from trainer.images import PictureLimits
@@ -148,6 +148,14 @@ def test_an_object_that_breaks_off_is_read_again(host: ScriptedHost, tmp_path: P
     assert files[0].read_bytes() == b"picture"
 
 
+def test_a_slow_drip_from_s3_ends_at_the_deadline(host: ScriptedHost, tmp_path: Path) -> None:
+    """botocore reads on until it has a whole chunk, at a byte now and then for hours."""
+    host.on("/pictures/a.jpg", endless(host, b"x", 0.02))
+    policy = DownloadPolicy(attempts=1, max_seconds=0.5)
+    with pytest.raises(DownloadError, match=r"s3://pictures/a\.jpg took longer than"):
+        fetch_images(["s3://pictures/a.jpg"], tmp_path, ObjectStorage(), threading.Event(), policy=policy)
+
+
 def test_a_storage_that_hangs_up_is_a_download_error(host: ScriptedHost, no_waiting: None) -> None:
     host.on("/pictures/a.jpg", hang_up)
     with pytest.raises(DownloadError, match="AWS_ENDPOINT_URL"):
@@ -189,11 +197,20 @@ def test_a_malformed_variable_is_a_configuration_error(
 
 def test_an_upload_replaces_what_was_there_and_returns_its_uri(bucket: Any, tmp_path: Path) -> None:
     file = tmp_path / "lora_weights.safetensors"
-    for content in (b"old", b"new" * 4_000_000):  # the second is sent in parts
+    for content in (b"old", b"new" * 4_000_000):
         file.write_bytes(content)
         uri = ObjectStorage().upload(file, "pictures", "models/42/lora_weights.safetensors")
     assert uri == "s3://pictures/models/42/lora_weights.safetensors"
     assert read(uri) == b"new" * 4_000_000
+
+
+def test_an_upload_is_one_request_whatever_its_size(host: ScriptedHost, tmp_path: Path) -> None:
+    """Parts are taken back when SIGTERM breaks in, and a dead storage holds that past the grace period."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(20_000_000))
+    host.on("/pictures/weights", status(200))
+    ObjectStorage().upload(file, "pictures", "weights")
+    assert host.requests == ["/pictures/weights"]
 
 
 def test_an_upload_into_a_missing_bucket_is_a_storage_error(bucket: Any, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The finished files' copy in S3, by a real S3 API over HTTP."""
 
+import signal
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,14 +10,21 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from job_contract.outcome import FailureCode
-from tests.trainer.conftest import Train, Workshop
+from tests.parts.proxy import TcpProxy
+from tests.trainer.conftest import Train, Workshop, wait_for_line
 
 
 @pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def server() -> Iterator[tuple[str, int]]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    yield server.get_host_and_port()
+    server.stop()
+
+
+@pytest.fixture
+def s3(server: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Any:
+    host, port = server
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "key",
@@ -24,8 +33,7 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         "AWS_EC2_METADATA_DISABLED": "true",
     }.items():
         monkeypatch.setenv(name, value)
-    yield boto3.client("s3")
-    server.stop()
+    return boto3.client("s3")
 
 
 def keys(s3: Any, bucket: str) -> set[str]:
@@ -61,3 +69,50 @@ def test_failed_upload_ends_with_69_and_the_retry_only_uploads(
     assert "trained already" in again.log
     assert workshop.folder().weights.stat().st_mtime_ns == trained
     assert "models/1/lora_weights.safetensors" in keys(s3, "later")
+
+
+def test_sigterm_while_an_upload_stalls_ends_with_75_and_the_next_start_only_uploads(
+    workshop: Workshop, train: Train, s3: Any, server: tuple[str, int]
+) -> None:
+    """The last minute of a training is in nobody's loop (failure 14); a stalled socket raises nothing."""
+    s3.create_bucket(Bucket="stalled")
+    request = workshop.request()
+    with TcpProxy(*server) as proxy:
+        proxy.stall()
+        process = workshop.start(
+            request, S3_BUCKET="stalled", AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}"
+        )
+        wait_for_line(process, "Saved ")
+        wait_until_connected(proxy)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 75, log
+    assert keys(s3, "stalled") == set()
+    again = train(request, S3_BUCKET="stalled")
+    assert again.code == 0
+    assert "trained already" in again.log
+    assert "models/1/lora_weights.safetensors" in keys(s3, "stalled")
+
+
+def test_sigterm_while_downloads_stall_ends_with_75_within_the_grace_period(
+    workshop: Workshop, s3: Any, server: tuple[str, int]
+) -> None:
+    """Their threads wait for three read timeouts in a row, and Python waits for its threads at its end."""
+    s3.create_bucket(Bucket="stalled-pictures")
+    with TcpProxy(*server) as proxy:
+        proxy.stall()
+        process = workshop.start(
+            workshop.request(image_paths=["s3://stalled-pictures/a.jpg"]),
+            AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.port}",
+        )
+        wait_until_connected(proxy)
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    assert process.returncode == 75, log
+
+
+def wait_until_connected(proxy: TcpProxy) -> None:
+    deadline = time.monotonic() + 60
+    while not proxy.connections and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert proxy.connections

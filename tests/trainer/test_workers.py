@@ -7,8 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.trainer.conftest import Workshop
-from tests.trainer.test_resume import wait_for_line
+from tests.trainer.conftest import Workshop, wait_for_line
 
 
 def test_two_processes_make_the_weights_of_one(workshop: Workshop) -> None:

@@ -26,8 +26,10 @@ from trainer.errors import (
     TrainingError,
 )
 from trainer.finished import find_finished
+from trainer.imports import quick_imports
 from trainer.interrupt import Interrupt, StopRequested
 from trainer.logs import log_to_file, start_logging, stop_logging
+from trainer.pictures import ComingPictures
 from trainer.plan import make_plan, training_fingerprint
 from trainer.settings import TrainerSettings
 from trainer.style_folder import StyleFolder, write_atomically
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
                 "A signal interrupted the training; started again, it goes on from its last checkpoint."
             )
         code = _report(outcome)
-    stop_logging()
+        stop_logging()
     return code
 
 
@@ -63,7 +65,10 @@ def _outcome(argv: list[str], interrupt: Interrupt) -> TrainingResult | TrainerE
         sentence = str(error)
         return _caused(ConfigurationError(sentence[:1].upper() + sentence[1:]), error)
     except OSError as error:
-        return _caused(StorageError(f"A file could not be read or written: {_brief(error)}."), error)
+        sentence = (
+            f"A file could not be read or written ({_brief(error)}); check the models volume, its space"
+        )
+        return _caused(StorageError(f"{sentence} and its permissions."), error)
     except Exception as error:  # noqa: BLE001 (whatever it is, the Job must end with a reason)
         sentence = f"The trainer failed unexpectedly: {type(error).__name__}: {_brief(error)}"
         return _caused(TrainingError(f"{sentence}; training.log has the traceback."), error)
@@ -96,9 +101,13 @@ def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
                 folder.weights,
             )
         else:
-            from trainer.run import train_style
+            with ComingPictures(request, plan, folder.images, interrupt) as pictures:
+                with quick_imports():
+                    from trainer.run import train_style
 
-            finished, notes = train_style(request, plan, settings, folder, fingerprint, interrupt)
+                finished, notes = train_style(
+                    request, plan, settings, folder, pictures, fingerprint, interrupt
+                )
         s3_uri = None
         if settings.s3_bucket:
             prefix = f"{settings.s3_prefix}{request.style_id}/"
@@ -144,4 +153,5 @@ def _brief(error: Exception) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    # Python's own end would wait for threads whose downloads hang, longer than SIGTERM's grace period.
+    os._exit(main(sys.argv[1:]))

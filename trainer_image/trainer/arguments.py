@@ -90,7 +90,8 @@ def find_request(arguments: Arguments, settings: TrainerSettings) -> TrainingReq
     if not style_id:
         if arguments.request:
             raise UsageError(
-                f"{arguments.request} is missing or empty, and no style id says which request to reuse."
+                f"{arguments.request} is missing or empty; check its path, or set STYLE_ID to train that "
+                "style's last request again."
             )
         raise UsageError("Say what to train: --request FILE, or --style-id ID with or without --images.")
     return _last_request(settings.models_dir, style_id)

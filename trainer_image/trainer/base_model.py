@@ -1,21 +1,29 @@
 """The frozen base: found on the hub or in a folder, checked to be Stable Diffusion 1.5, loaded in parts."""
 
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from trainer.errors import ConfigurationError, DownloadError
 
+_CPU: Final = torch.device("cpu")
 _CONFIGS: Final = (
     "unet/config.json",
     "vae/config.json",
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )
+_PARTS: Final = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _FP16_UNET: Final = "unet/diffusion_pytorch_model.fp16.safetensors"
 _FULL_UNET: Final = "unet/diffusion_pytorch_model.safetensors"
 _OTHER_FILES: Final = (
@@ -42,6 +50,7 @@ def find_base(base_model: str, revision: str | None, dtype: torch.dtype) -> Path
                 f"BASE_MODEL names the folder {base_model}, which does not exist; mount it, or give a hub id."
             )
         folder = _download(base_model, revision, dtype)
+    _check_readable(folder)
     _check_architecture(folder)
     return folder
 
@@ -80,6 +89,25 @@ def _download(repository: str, revision: str | None, dtype: torch.dtype) -> Path
         ) from error
 
 
+def _check_readable(folder: Path) -> None:
+    """Raise ConfigurationError where permissions keep this user from the base: its files may be root's."""
+    for path in _folders_and_files(folder):
+        how = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
+        if not os.access(path, how, effective_ids=True):
+            raise ConfigurationError(
+                f"BASE_MODEL: user {os.geteuid()} has no permission to read {path}; give it with "
+                f"chmod -R a+rX {folder}."
+            )
+
+
+def _folders_and_files(folder: Path) -> Iterator[Path]:
+    """Yield the base's own folders, each before its files; which are looked for when that one can be read."""
+    for part in (folder, *(folder / name for name in _PARTS)):
+        if part.is_dir():
+            yield part
+            yield from (file for file in part.iterdir() if file.is_file())
+
+
 def _check_architecture(folder: Path) -> None:
     """Raise ConfigurationError unless folder holds a text-to-image model of the SD 1.x architecture."""
     missing = [name for name in _CONFIGS if not (folder / name).is_file()]
@@ -87,7 +115,12 @@ def _check_architecture(folder: Path) -> None:
         raise ConfigurationError(
             f"BASE_MODEL {folder} is not in the diffusers layout of SD 1.5: {', '.join(missing)} is missing."
         )
-    unet, vae, text = (json.loads((folder / name).read_text()) for name in _CONFIGS[:3])
+    try:
+        unet, vae, text = (json.loads((folder / name).read_text()) for name in _CONFIGS[:3])
+    except ValueError as error:
+        raise ConfigurationError(
+            f"BASE_MODEL {folder} has a config.json that is no JSON; copy the folder again."
+        ) from error
     faults = []
     if unet.get("in_channels") != 4:
         faults.append(f"its UNet takes {unet.get('in_channels')} channels, not 4")
@@ -101,37 +134,28 @@ def _check_architecture(folder: Path) -> None:
         raise ConfigurationError(f"BASE_MODEL {folder} is not SD 1.5: {'; '.join(faults)}.")
 
 
-def load_unet(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Return the frozen UNet on the CPU in dtype."""
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
+def load_unet(folder: Path, dtype: torch.dtype, device: torch.device = _CPU) -> nn.Module:
+    """Return the frozen UNet in dtype; its weights go from the mapped file straight to the device."""
     has_fp16 = (folder / _FP16_UNET).exists()
     half = has_fp16 and (dtype == torch.float16 or not (folder / _FULL_UNET).exists())
-    return _load(UNet2DConditionModel, folder, "unet", torch_dtype=dtype, variant="fp16" if half else None)
+    return _load(UNet2DConditionModel, folder, "unet", device, torch_dtype=dtype, variant=_variant(half))
 
 
-def load_vae(folder: Path) -> nn.Module:
+def load_vae(folder: Path, device: torch.device = _CPU) -> nn.Module:
     """Return the frozen VAE in float32: SD 1.5's overflows in fp16 on some pictures (sd-scripts #653)."""
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
     half = not (folder / "vae/diffusion_pytorch_model.safetensors").exists()
-    return _load(AutoencoderKL, folder, "vae", torch_dtype=torch.float32, variant="fp16" if half else None)
+    return _load(AutoencoderKL, folder, "vae", device, torch_dtype=torch.float32, variant=_variant(half))
 
 
-def load_text_encoder(folder: Path) -> nn.Module:
+def load_text_encoder(folder: Path, device: torch.device = _CPU) -> nn.Module:
     """Return the frozen CLIP text encoder in float32."""
-    from transformers import CLIPTextModel
-    from transformers.utils.logging import disable_progress_bar
-
     disable_progress_bar()
     half = not (folder / "text_encoder/model.safetensors").exists()
-    return _load(CLIPTextModel, folder, "text_encoder", dtype=torch.float32, variant="fp16" if half else None)
+    return _load(CLIPTextModel, folder, "text_encoder", device, dtype=torch.float32, variant=_variant(half))
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Return CLIP's tokenizer."""
-    from transformers import CLIPTokenizer
-
     try:
         return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
@@ -140,15 +164,22 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_noise_scheduler(folder: Path) -> Any:
     """Return the DDPM scheduler with the base's betas and prediction type."""
-    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-
     return DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
 
 
-def _load(kind: Any, folder: Path, part: str, **options: Any) -> nn.Module:
+def _variant(half: bool) -> str | None:
+    return "fp16" if half else None
+
+
+def _load(kind: Any, folder: Path, part: str, device: torch.device, **options: Any) -> nn.Module:
     try:
         model: nn.Module = kind.from_pretrained(
-            folder, subfolder=part, use_safetensors=True, local_files_only=True, **options
+            folder,
+            subfolder=part,
+            use_safetensors=True,
+            local_files_only=True,
+            device_map={"": device},
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):

@@ -67,7 +67,7 @@ def fetch_images(
     executor = ThreadPoolExecutor(_PARALLEL_DOWNLOADS, thread_name_prefix="download")
     try:
         futures = [executor.submit(fetch, number, path) for number, path in enumerate(paths)]
-        _wait_for_all(futures, stop)
+        _wait_for_all(futures, stop, download.check_deadlines)
     finally:
         # Neither SIGTERM, which raises here, nor an error waits for the downloads that still run.
         ended.set()
@@ -75,13 +75,16 @@ def fetch_images(
     return [future.result() for future in futures]
 
 
-def _wait_for_all(futures: list[Future[Path]], stop: threading.Event) -> None:
+def _wait_for_all(
+    futures: list[Future[Path]], stop: threading.Event, check_deadlines: Callable[[], None]
+) -> None:
     """Return when all are done; else raise one error for all bad pictures, or the first other error."""
     pending, errors = set(futures), list[BaseException]()
     # Any other error ends the wait: a host that is down is not asked a hundred times.
     while pending and all(isinstance(error, InvalidImageError) for error in errors):
         if stop.is_set():
             raise _interrupted()
+        check_deadlines()
         _, pending = wait(pending, timeout=_STOP_POLL_SECONDS, return_when=FIRST_EXCEPTION)
         errors = [error for future in futures if future.done() and (error := future.exception())]
     refusals = [error for error in errors if isinstance(error, InvalidImageError)]
@@ -111,19 +114,34 @@ class _Download:
         self._policy = policy
         self._ended = ended
         """Set when nobody waits for the result any more."""
+        self._running: dict[Path, tuple[str, float]] = {}
+        """Name and deadline of what is being fetched, by its file."""
 
     def __call__(self, open_source: Callable[[], Iterator[bytes]], to: Path, name: str) -> Path:
-        deadline = time.monotonic() + self._policy.max_seconds
-        for attempt in range(1, self._policy.attempts + 1):
-            try:
-                self._copy(open_source(), to, name, deadline)
-            except DownloadError as error:
-                if attempt == self._policy.attempts or time.monotonic() > deadline:
-                    raise
-                self._ended.wait(self._delay(attempt, error))
-            else:
-                break
+        self._running[to] = name, time.monotonic() + self._policy.max_seconds
+        try:
+            for attempt in range(1, self._policy.attempts + 1):
+                try:
+                    self._copy(open_source(), to, name)
+                except DownloadError as error:
+                    if attempt == self._policy.attempts:
+                        raise
+                    self._ended.wait(self._delay(attempt, error))
+                else:
+                    break
+        finally:
+            del self._running[to]
         return to
+
+    def check_deadlines(self) -> None:
+        """Raise DownloadError when a source takes too long.
+
+        Called from outside of the downloads' threads: a host that drips bytes, of a header even, can hold
+        those inside one read for hours.
+        """
+        for name, deadline in list(self._running.values()):
+            if time.monotonic() > deadline:
+                raise DownloadError(f"{name} took longer than {self._policy.max_seconds:g} s; check its host")
 
     def _delay(self, attempt: int, error: DownloadError) -> float:
         """Return the seconds to wait after a failed attempt, counted from 1."""
@@ -132,7 +150,7 @@ class _Download:
             delay = max(delay, error.retry_after_seconds)
         return min(delay, self._policy.max_delay_seconds)
 
-    def _copy(self, chunks: Iterator[bytes], to: Path, name: str, deadline: float) -> None:
+    def _copy(self, chunks: Iterator[bytes], to: Path, name: str) -> None:
         """Write chunks to a file, counting: a host's Content-Length may be missing or a lie."""
         size = 0
         try:
@@ -143,10 +161,6 @@ class _Download:
                         raise _interrupted()
                     if size > self._limits.max_bytes:
                         raise InvalidImageError(too_large(name, self._limits))
-                    if time.monotonic() > deadline:
-                        raise DownloadError(
-                            f"{name} took longer than {self._policy.max_seconds:g} s; check its host"
-                        )
                     file.write(chunk)
         except OSError as error:
             raise _not_writable(error) from error

@@ -5,21 +5,16 @@ has a place in the loop. Both models leave memory when this is done.
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from trainer.errors import TrainingError
-from trainer.images import square
 from trainer.randomness import EpochDraws, Shape
-
-_BUCKET_STEP: Final = 64
-"""The UNet halves the latents, an eighth of the picture, three times: 8 * 8 pixels."""
 
 
 @dataclass(frozen=True)
@@ -57,25 +52,6 @@ class Examples:
             latents.append(torch.addcmul(one.mean[side], one.deviation[side], draws.posterior[image]))
             texts.append(self.texts[-1 if draws.captionless[image] else self.caption_of[image]])
         return torch.stack(latents), torch.stack(texts)
-
-
-def fit_picture(picture: Image.Image, resolution: int, *, aspect_buckets: bool) -> Image.Image:
-    """Return picture cropped and scaled to resolution x resolution, or to the bucket nearest its shape."""
-    if not aspect_buckets:
-        return square(picture, resolution)
-    ratio = picture.width / picture.height
-    size = min(bucket_sizes(resolution), key=lambda bucket: abs(math.log(bucket[0] / bucket[1] / ratio)))
-    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
-
-
-def bucket_sizes(resolution: int) -> list[tuple[int, int]]:
-    """Return sizes (width, height) of at most resolution^2 pixels and a shape of at most 5:2."""
-    sizes = set()
-    for width in range(_BUCKET_STEP, resolution + 1, _BUCKET_STEP):
-        height = resolution * resolution // width // _BUCKET_STEP * _BUCKET_STEP
-        if 2 * height <= 5 * width:
-            sizes |= {(width, height), (height, width)}
-    return sorted(sizes)
 
 
 def encode_pictures(

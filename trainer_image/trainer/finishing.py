@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Final
 
+from job_contract.redaction import redact
 from trainer.export import TrainingFacts
 from trainer.loss_plot import plot_loss
 from trainer.metrics import EpochMetrics
@@ -11,6 +13,10 @@ from trainer.model_card import model_card
 from trainer.plan import TrainingPlan
 from trainer.samples import Sampler, compose, save_row
 from trainer.style_folder import StyleFolder, write_atomically
+
+_NOTES: Final = 5
+_REASON_CHARACTERS: Final = 200
+"""Both keep the notes within a termination message, which has to be short; the log has all of them whole."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +52,16 @@ class Extras:
             self._sample(0, trained=False)
             self._sample(plan.epochs, trained=True)
             self._attempt("samples.png", self._compose)
-        card = model_card(plan, facts, self._folder.samples.name if self._sampler else None)
+        samples = self._folder.samples
+        card = model_card(plan, facts, samples.name if self._sampler and samples.exists() else None)
         self._attempt("README.md", lambda: write_atomically(self._folder.model_card, card.encode()))
 
     def _compose(self) -> None:
         numbers = sorted(
             int(file.stem.removeprefix("epoch-")) for file in self._folder.sample_rows.glob("epoch-*.png")
         )
+        if not numbers:
+            return  # why there are none is noted already
         rows = [("before" if number == 0 else f"epoch {number}", self._row(number)) for number in numbers]
         compose(self._folder.samples, rows, self._prompts)
 
@@ -63,6 +72,8 @@ class Extras:
         try:
             make()
         except Exception as error:
-            sentence = f"{what} could not be made ({type(error).__name__}: {error})"
+            reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
+            sentence = f"{what} could not be made ({type(error).__name__}: {redact(reason)})"
             logger.warning("%s; the training is not affected.", sentence, exc_info=error)
-            self.notes.append(sentence)
+            if len(self.notes) < _NOTES:
+                self.notes.append(sentence)

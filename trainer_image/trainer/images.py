@@ -9,6 +9,7 @@ from typing import Final
 from PIL import Image, ImageOps
 
 from job_contract.redaction import redact
+from trainer.colours import to_srgb
 from trainer.errors import InvalidImageError
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP")
@@ -80,7 +81,7 @@ def validate_pictures(
 
 
 def load_picture(path: Path, name: str, limits: PictureLimits | None = None) -> Image.Image:
-    """Decode a whole JPEG, PNG or WebP file, told by its content, into an upright RGB picture.
+    """Decode a whole JPEG, PNG or WebP file, told by its content, into an upright sRGB picture.
 
     Transparency becomes white. Of an animation the first frame is taken.
 
@@ -117,7 +118,7 @@ def load_picture(path: Path, name: str, limits: PictureLimits | None = None) -> 
         _check_size(picture, name, limits)
         try:
             picture.load()
-            return _rgb(_upright(picture))
+            return to_srgb(_upright(picture), name)
         except Exception as error:
             raise InvalidImageError(
                 f"{name} is damaged or incomplete and cannot be decoded; upload it again"
@@ -172,16 +173,3 @@ def _upright(picture: Image.Image) -> Image.Image:
     except Exception:  # noqa: BLE001 (of many kinds, and see below)
         # EXIF is often broken by the programs that edit it; viewers show such a picture as it lies.
         return picture
-
-
-def _rgb(picture: Image.Image) -> Image.Image:
-    """Return 8-bit RGB; what is transparent becomes white."""
-    if picture.mode.startswith("I"):
-        # 16-bit grey: convert() would cut values off at 255 instead of scaling them.
-        picture = picture.point(lambda value: value / 256).convert("L")
-    if picture.has_transparency_data:
-        colours = picture.convert("RGBA")
-        flat = Image.new("RGB", colours.size, "white")
-        flat.paste(colours, mask=colours.getchannel("A"))
-        return flat
-    return picture.convert("RGB")

@@ -1,5 +1,6 @@
 """Readable log lines on stderr and in training.log, with every URL redacted."""
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -26,6 +27,26 @@ class _RedactingFormatter(logging.Formatter):
         return redact(super().format(bare))
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose failures, as on a full disk, are said once and end nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8")
+        self._failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        # logging's own shows the record as it is, secrets and all, and a traceback for every line.
+        if not self._failed:
+            self._failed = True
+            logging.getLogger(LOGGER_NAME).warning(
+                "%s cannot be written (%s); the log goes on without it.", self.baseFilename, sys.exc_info()[1]
+            )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of what was not written; that is said already
+            super().close()
+
+
 def start_logging() -> logging.Logger:
     """Send the trainer's log, and other libraries' warnings, to stderr without tracebacks."""
     for handler in list(logging.getLogger().handlers):
@@ -41,7 +62,7 @@ def start_logging() -> logging.Logger:
 
 def log_to_file(path: Path) -> logging.Handler:
     """Append the log, with tracebacks, to path as well."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path)
     handler.setFormatter(_RedactingFormatter(tracebacks=True))
     logging.getLogger().addHandler(handler)
     return handler

@@ -4,6 +4,7 @@ A step on a frozen UNet is hundreds of small kernels. peft's own forward casts t
 128 layers to float32 and back, and adds and scales in kernels of their own; here one addmm does it.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,7 +35,7 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]  # peft ships no types
 
 @dataclass(frozen=True)
 class Adapter:
-    """The LoRA layers of a UNet. All their weights are views of one flat tensor, and so are the gradients.
+    """The LoRA layers of a UNet. All their weights are views of one flat tensor; the gradients are one, too.
 
     The clipping, the optimizer, a checkpoint and the exchange between GPUs then handle one tensor each
     instead of 256. The weights here are a working copy in the base's dtype; the float32 weights that are
@@ -48,23 +49,32 @@ class Adapter:
     weights: Tensor
     """[P] in the base's dtype."""
     gradients: Tensor
-    """[P] in the base's dtype; backward adds to it."""
+    """[P] in the base's dtype."""
 
     @property
     def scaling(self) -> float:
         return self.alpha / self.rank
 
+    def add_gradients(self, loss: Tensor) -> None:
+        """Add the gradients of a scalar to those that are there.
+
+        Backward itself would add to each of the 256 with a kernel of its own.
+        """
+        parts = torch.autograd.grad(loss, list(self._parameters()))
+        self.gradients.add_(torch.cat([part.flatten() for part in parts]))
+
+    def _parameters(self) -> Iterator[Tensor]:
+        """Yield the weights as the layers have them, in the order of the flat tensor."""
+        for layer in self.layers.values():
+            yield layer.lora_A[_ADAPTER].weight
+            yield layer.lora_B[_ADAPTER].weight
+
     def split(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Return views of flat [P] as each layer's down [rank, in] and up [out, rank]."""
-        views, start = {}, 0
-        for name, layer in self.layers.items():
-            pair = []
-            for part in (layer.lora_A, layer.lora_B):
-                shape = part[_ADAPTER].weight.shape
-                pair.append(flat[start : start + shape.numel()].view(shape))
-                start += shape.numel()
-            views[name] = (pair[0], pair[1])
-        return views
+        shapes = [weight.shape for weight in self._parameters()]
+        parts = torch.split(flat, [shape.numel() for shape in shapes])
+        views = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return dict(zip(self.layers, zip(views[::2], views[1::2], strict=True), strict=True))
 
     def enable(self, *, enabled: bool) -> None:
         """Switch all layers between the trained and the bare base."""
@@ -94,12 +104,9 @@ def attach_lora(unet: nn.Module, *, rank: int, alpha: float, seed: int) -> Adapt
     adapter = Adapter(layers, rank, alpha, weights, torch.zeros_like(weights))
 
     generator = torch.Generator().manual_seed(seed)
-    initial, slopes = adapter.split(weights), adapter.split(adapter.gradients)
-    for name, layer in layers.items():
-        down, up = initial[name]
+    for layer, (down, up) in zip(layers.values(), adapter.split(weights).values(), strict=True):
         bound = down.shape[1] ** -0.5  # Kaiming-uniform with a = sqrt(5), as peft and Hu et al. start
         down.copy_(torch.empty(down.shape).uniform_(-bound, bound, generator=generator))
-        for part, value, slope in zip((layer.lora_A, layer.lora_B), (down, up), slopes[name], strict=True):
-            part[_ADAPTER].weight = nn.Parameter(value)
-            part[_ADAPTER].weight.grad = slope
+        layer.lora_A[_ADAPTER].weight = nn.Parameter(down)
+        layer.lora_B[_ADAPTER].weight = nn.Parameter(up)
     return adapter

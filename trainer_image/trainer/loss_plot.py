@@ -1,9 +1,11 @@
 """loss.png: the loss of every epoch, and its running mean."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.metrics import EpochMetrics
+from trainer.style_folder import write_atomically
 
 
 def plot_loss(epochs: Sequence[EpochMetrics], path: Path) -> None:
@@ -20,7 +22,9 @@ def plot_loss(epochs: Sequence[EpochMetrics], path: Path) -> None:
     axes.set(xlabel="epoch", ylabel="loss", title="Training loss")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
-    figure.savefig(path, format="png")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomically(path, picture.getvalue())
 
 
 def running_mean(losses: Sequence[float], weight: float = 0.9) -> list[float]:

@@ -45,7 +45,7 @@ class AdapterOptimizer:
         self._taken = torch.zeros(1, dtype=torch.int64, device=device)
 
     def scale(self, loss: Tensor) -> Tensor:
-        """Return loss times the scaler's factor, to call backward on; without fp16 the loss itself."""
+        """Return loss times the scaler's factor, whose gradients are wanted; without fp16 the loss itself."""
         scaled: Tensor = self._scaler.scale(loss)
         return scaled
 

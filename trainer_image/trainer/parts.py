@@ -9,6 +9,7 @@ import torch
 from trainer.base_model import load_noise_scheduler
 from trainer.device import Device
 from trainer.examples import Examples
+from trainer.gradient_step import EagerStep
 from trainer.lora import Adapter, attach_lora
 from trainer.objective import Objective, make_objective
 from trainer.optimizer import AdapterOptimizer, learning_rates
@@ -25,6 +26,10 @@ class Parts:
     optimizer: AdapterOptimizer
     examples: Examples
     objective: Objective
+
+    def eager_step(self) -> EagerStep:
+        """Return forward and backward, operator by operator."""
+        return EagerStep(self.unet, self.adapter, self.objective, self.optimizer)
 
 
 def total_steps(plan: TrainingPlan, examples: Examples) -> int:

@@ -1,26 +1,20 @@
-"""From a request to encoded examples and a loaded UNet; pictures come while the models load."""
+"""From a request's pictures and a base to encoded examples and a loaded UNet."""
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from job_contract.request import TrainingRequest
 from trainer.base_model import load_text_encoder, load_tokenizer, load_unet, load_vae
-from trainer.captions import compose_captions, with_trigger_word
+from trainer.captions import with_trigger_word
 from trainer.device import Device
-from trainer.downloads import fetch_images
-from trainer.examples import Examples, encode_pictures, encode_texts, fingerprint_of, fit_picture
-from trainer.images import validate_pictures
+from trainer.examples import Examples, encode_pictures, encode_texts, fingerprint_of
 from trainer.interrupt import Interrupt
+from trainer.pictures import ComingPictures
 from trainer.plan import TrainingPlan
-from trainer.storage import ObjectStorage
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +31,23 @@ class Prepared:
 
 
 def prepare(
-    request: TrainingRequest,
+    coming: ComingPictures,
     plan: TrainingPlan,
     prompts: Sequence[str],
     base: Path,
     device: Device,
-    images_folder: Path,
     interrupt: Interrupt,
 ) -> Prepared:
-    """Fetch, check and encode the pictures and captions, and load the UNet.
+    """Load the base and encode the pictures and captions.
 
     Raises:
         TrainerError: a picture, the storage or the base cannot be used.
     """
-    executor = ThreadPoolExecutor(1, thread_name_prefix="pictures")
-    try:
-        coming = executor.submit(_pictures, request, plan, images_folder, interrupt)
-        unet: Any = load_unet(base, device.dtype).to(device.torch_device)
-        vae = load_vae(base).to(device.torch_device)
-        text_encoder = load_text_encoder(base).to(device.torch_device)
-        tokenizer = load_tokenizer(base)
-        pictures, captions = coming.result()
-    finally:
-        # Not waited for: SIGTERM raises here, and the thread ends by the interrupt's event.
-        executor.shutdown(wait=False, cancel_futures=True)
+    unet: Any = load_unet(base, device.dtype, device.torch_device)
+    vae = load_vae(base, device.torch_device)
+    text_encoder = load_text_encoder(base, device.torch_device)
+    tokenizer = load_tokenizer(base)
+    pictures, captions = coming.result()
     logger.info("Encoding %d pictures and their captions", len(pictures))
     different = list(dict.fromkeys(captions))
     texts = encode_texts(text_encoder, tokenizer, [*different, *prompts, ""], device.torch_device)
@@ -78,16 +65,6 @@ def prepare(
 
 def _rows(texts: Tensor, numbers: list[int]) -> Tensor:
     return texts[numbers].contiguous()
-
-
-def _pictures(
-    request: TrainingRequest, plan: TrainingPlan, folder: Path, interrupt: Interrupt
-) -> tuple[list[Image.Image], list[str]]:
-    """Return the fitted pictures and their captions."""
-    files = fetch_images(request.image_paths, folder, ObjectStorage(), interrupt.event)
-    fit = partial(fit_picture, resolution=plan.resolution, aspect_buckets=plan.aspect_buckets)
-    pictures = validate_pictures(files, request.image_paths, fit=fit)
-    return pictures, compose_captions(files, request.captions, request.trigger_word)
 
 
 def sample_prompts(prompts: Sequence[str], trigger_word: str | None) -> list[str]:

@@ -19,9 +19,12 @@ from trainer.errors import OutOfMemoryError
 from trainer.export import TrainingFacts, export_weights
 from trainer.finished import FinishedTraining
 from trainer.finishing import Extras
+from trainer.gradient_step import GradientStep
+from trainer.graphed_step import GraphedStep, graph_pays, record_cuda_graph
 from trainer.interrupt import Interrupt
 from trainer.metrics import MetricsFile
 from trainer.parts import Parts, put_together, total_steps
+from trainer.pictures import ComingPictures
 from trainer.plan import TrainingPlan
 from trainer.preparation import Prepared, prepare, sample_prompts
 from trainer.reporting import EpochReporter
@@ -39,6 +42,7 @@ def train_style(
     plan: TrainingPlan,
     settings: TrainerSettings,
     folder: StyleFolder,
+    pictures: ComingPictures,
     fingerprint: str,
     interrupt: Interrupt,
 ) -> tuple[FinishedTraining, list[str]]:
@@ -50,7 +54,7 @@ def train_style(
         TrainerError: it ended badly; the error says how.
         StopRequested: a signal came; a checkpoint is saved if a step was done.
     """
-    with _out_of_memory_explained(), _temporary_images(folder):
+    with _out_of_memory_explained():
         device = find_device(settings.mixed_precision, require_cuda=settings.require_cuda)
         count = _process_count(settings.devices, plan.batch_size, device)
         logger.info(
@@ -63,7 +67,9 @@ def train_style(
         )
         base = find_base(plan.base_model, plan.base_model_revision, device.dtype)
         with Workers(count, settings.mixed_precision, cuda=device.is_cuda) as workers:
-            return _train(request, plan, settings, folder, fingerprint, interrupt, device, base, workers)
+            return _train(
+                request, plan, settings, folder, pictures, fingerprint, interrupt, device, base, workers
+            )
 
 
 def _train(
@@ -71,6 +77,7 @@ def _train(
     plan: TrainingPlan,
     settings: TrainerSettings,
     folder: StyleFolder,
+    pictures: ComingPictures,
     fingerprint: str,
     interrupt: Interrupt,
     device: Device,
@@ -78,7 +85,7 @@ def _train(
     workers: Workers,
 ) -> tuple[FinishedTraining, list[str]]:
     prompts = sample_prompts(settings.sample_prompts, request.trigger_word)
-    prepared = prepare(request, plan, prompts, base, device, folder.images, interrupt)
+    prepared = prepare(pictures, plan, prompts, base, device, interrupt)
     parts = put_together(plan, prepared.unet, prepared.examples, base, device)
     extras = Extras(
         folder,
@@ -101,6 +108,7 @@ def _train(
         on_epoch=EpochReporter(metrics, plan.epochs),
         between_epochs=extras.between_epochs,
         peak_memory_mib=device.peak_memory_mib,
+        gradient_step=_gradient_step(parts, plan, settings, device, workers, checkpoint),
     )
     if checkpoint:
         training.restore(checkpoint)
@@ -122,6 +130,25 @@ def _train(
     logger.info("Saved %s", folder.weights)
     extras.finish(plan, facts, metrics.read())
     return FinishedTraining(plan.epochs, facts.loss), extras.notes
+
+
+def _gradient_step(
+    parts: Parts,
+    plan: TrainingPlan,
+    settings: TrainerSettings,
+    device: Device,
+    workers: Workers,
+    checkpoint: Checkpoint | None,
+) -> GradientStep:
+    eager = parts.eager_step()
+    pays = graph_pays(
+        settings.cuda_graphs,
+        is_cuda=device.is_cuda,
+        processes=workers.count,
+        steps_left=total_steps(plan, parts.examples) - (checkpoint.step if checkpoint else 0),
+        gradient_checkpointing=parts.unet.is_gradient_checkpointing,
+    )
+    return GraphedStep(eager, parts.adapter.gradients, record_cuda_graph) if pays else eager
 
 
 def _process_count(devices: int, batch_size: int, device: Device) -> int:
@@ -178,13 +205,3 @@ def _out_of_memory_explained() -> Iterator[None]:
             "The memory does not hold the base model and one picture; use a GPU with at least 6 GB that "
             "nothing else uses, and give the container at least 8 GiB."
         ) from error
-
-
-@contextmanager
-def _temporary_images(folder: StyleFolder) -> Iterator[None]:
-    """Remove the downloaded pictures at the end, and those that a killed run left at the beginning."""
-    shutil.rmtree(folder.images, ignore_errors=True)
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder.images, ignore_errors=True)

@@ -1,5 +1,6 @@
 """samples.png: the same prompts and the same noise, before the training beside after it."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from trainer.base_model import load_vae
 from trainer.lora import Adapter
+from trainer.style_folder import write_atomically
 
 _MARGIN: Final = 90
 """Pixels to the left of the pictures, for the rows' names."""
@@ -61,7 +63,7 @@ class Sampler:
             latents = [self._denoise(text[None], number) for number, text in enumerate(self._texts)]
         finally:
             self._adapter.enable(enabled=True)
-        vae: Any = load_vae(self._base).to(self._texts.device)
+        vae: Any = load_vae(self._base, self._texts.device)
         return [_decode(vae, latent) for latent in latents]
 
     def _denoise(self, text: Tensor, number: int) -> Tensor:
@@ -97,7 +99,7 @@ def save_row(path: Path, pictures: Sequence[Image.Image]) -> None:
     for number, picture in enumerate(pictures):
         row.paste(picture, (side * number, 0))
     path.parent.mkdir(parents=True, exist_ok=True)
-    row.save(path)
+    _save(row, path)
 
 
 def compose(path: Path, rows: Sequence[tuple[str, Path]], prompts: Sequence[str]) -> None:
@@ -112,9 +114,14 @@ def compose(path: Path, rows: Sequence[tuple[str, Path]], prompts: Sequence[str]
         top = _HEADING + height * number
         pen.text((4, top + 4), name, "black", font)
         sheet.paste(picture, (_MARGIN, top))
-    aside = path.with_name(f".{path.name}")
-    sheet.save(aside, format="PNG")
-    aside.replace(path)
+    _save(sheet, path)
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    # A half row would be taken for a whole one by the training's next start.
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    write_atomically(path, content.getvalue())
 
 
 def _fit(text: str, characters: int) -> str:

@@ -16,6 +16,7 @@ from job_contract.settings import EnvironmentSettings
 
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 LrSchedule = Literal["cosine", "constant"]
+CudaGraphs = Literal["auto", "off"]
 
 
 class TrainerSettings(EnvironmentSettings):
@@ -32,7 +33,7 @@ class TrainerSettings(EnvironmentSettings):
     """The style to train when neither a request nor --style-id names one."""
     termination_message_path: Path = Path(TERMINATION_MESSAGE_PATH)
     """Where the outcome is written; the default is where Kubernetes reads it."""
-    s3_bucket: str | None = None
+    s3_bucket: Annotated[str, Field(pattern=r"^([A-Za-z0-9._-]{1,255}|arn:.+)$")] | None = None
     """The finished files are copied there. Credentials and AWS_ENDPOINT_URL are boto3's own variables."""
     s3_prefix: Annotated[str, Field(pattern=r"^([^/].*/)?$")] = "models/"
     """Stands before {style_id}/ in every key; empty, or ends with a slash."""
@@ -45,6 +46,9 @@ class TrainerSettings(EnvironmentSettings):
     """Fail at start, without a retry, where there is no GPU."""
     devices: Annotated[int, Field(ge=0, le=64)] = 0
     """How many devices share a training; 0 is every GPU that the process sees, and one on a CPU."""
+    cuda_graphs: CudaGraphs = "auto"
+    """Record a step once as a CUDA graph and repeat it, which spares the GPU its waiting for launches; auto
+    does so on one GPU, in trainings of a hundred steps or more."""
 
     # The adapter.
     lora_rank: Annotated[int, Field(ge=1, le=256)] = 4

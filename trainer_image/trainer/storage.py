@@ -53,12 +53,13 @@ class ObjectStorage:
             ConfigurationError: credentials or endpoint are missing or refused.
         """
         uri = f"s3://{bucket}/{key}"
-        with _own_errors(f"writing {redact(uri)}", refused=StorageError, failed=StorageError):
-            from boto3.s3.transfer import TransferConfig
-
-            # On this thread, where SIGTERM is noticed.
-            config = TransferConfig(use_threads=False)
-            self._s3().upload_file(str(path), bucket, key, Config=config)
+        with (
+            path.open("rb") as file,
+            _own_errors(f"writing {redact(uri)}", refused=StorageError, failed=StorageError),
+        ):
+            # In one request, on this thread, where SIGTERM is noticed. boto3's own upload_file sends large
+            # files in parts, and takes them back at a signal, from a storage that may not answer.
+            self._s3().put_object(Bucket=bucket, Key=key, Body=file)
         return uri
 
     def _s3(self) -> Any:
@@ -84,16 +85,15 @@ class ObjectStorage:
 @contextmanager
 def _own_errors(doing: str, *, refused: type[TrainerError], failed: type[TrainerError]) -> Iterator[None]:
     """Turn what boto3 and botocore raise into refused (by the storage, for good) or failed (may pass)."""
-    from boto3.exceptions import Boto3Error
     from botocore import exceptions
 
     try:
         yield
-    except (exceptions.ClientError, Boto3Error) as error:
-        # upload_file raises its own error from the ClientError that has the code.
+    except exceptions.ClientError as error:
         raise _answer(error, doing, refused=refused, failed=failed) from error
     except (exceptions.ParamValidationError, exceptions.UnsupportedS3ConfigurationError) as error:
-        raise refused(f"S3 cannot do this: {doing}: {_brief(error)}; check the bucket and the key") from error
+        # boto3's own text is the regular expression of all allowed names.
+        raise refused(f"S3 allows no such bucket or key: {doing}; check both names") from error
     except (exceptions.HTTPClientError, exceptions.ConnectionError, exceptions.IncompleteReadError) as error:
         raise failed(
             f"S3 did not answer or broke off: {doing}: {_brief(error)}; check AWS_ENDPOINT_URL and that the "
@@ -110,10 +110,10 @@ def _own_errors(doing: str, *, refused: type[TrainerError], failed: type[Trainer
 
 
 def _answer(
-    error: Exception, doing: str, *, refused: type[TrainerError], failed: type[TrainerError]
+    error: Any, doing: str, *, refused: type[TrainerError], failed: type[TrainerError]
 ) -> TrainerError:
     """Return our error for an error answer of the storage."""
-    response = getattr(error, "response", None) or getattr(error.__context__, "response", None) or {}
+    response: dict[str, Any] = error.response
     code = str(response.get("Error", {}).get("Code", "")) or type(error).__name__
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in _BAD_CREDENTIALS:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.checkpoint import Checkpoint
 from trainer.errors import InterruptedTrainingError, OutOfMemoryError, TrainingError
+from trainer.gradient_step import GradientStep, MicroBatch
 from trainer.interrupt import Interrupt, StopRequested
 from trainer.metrics import EpochMetrics
 from trainer.parts import Parts
@@ -34,6 +35,7 @@ class Training:
         on_epoch: called with every finished epoch's figures; no signal breaks in on it.
         between_epochs: called with the number of finished epochs, for what may take its time.
         peak_memory_mib: for the figures.
+        gradient_step: what forward and backward are done by; by default operator by operator.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Training:
         on_epoch: Callable[[EpochMetrics], None],
         between_epochs: Callable[[int], None],
         peak_memory_mib: Callable[[], int],
+        gradient_step: GradientStep | None = None,
     ) -> None:
         self._parts = parts
         self._plan = plan
@@ -60,6 +63,7 @@ class Training:
         self._on_epoch = on_epoch
         self._between_epochs = between_epochs
         self._peak_memory_mib = peak_memory_mib
+        self._gradient_step = gradient_step or parts.eager_step()
         self._frugal = False
         self.epoch = 0
         """Epochs that are complete."""
@@ -117,6 +121,7 @@ class Training:
             "The device is out of memory: going on with gradient checkpointing, one image at a time."
         )
         self._frugal = True
+        self._gradient_step = self._parts.eager_step()  # a recording would hold its memory
         self._parts.adapter.gradients.zero_()
         self._parts.unet.enable_gradient_checkpointing()
         self._parts.unet.train()  # diffusers checkpoints in this mode only; SD 1.5 has no dropout
@@ -124,18 +129,12 @@ class Training:
         return self._gradients(batch, draws)
 
     def _forward_backward(self, batch: list[int], draws: EpochDraws) -> Tensor:
-        parts, total = self._parts, torch.zeros((), device=draws.timesteps.device)
+        total = torch.zeros((), device=draws.timesteps.device)
         for images in self._micro_batches(batch):
-            latents, texts = parts.examples.batch(images, draws)
+            latents, texts = self._parts.examples.batch(images, draws)
             noise = torch.stack([draws.noise[image] for image in images])
             timesteps = torch.cat([draws.timesteps[image : image + 1] for image in images])
-            noisy = parts.objective.add_noise(latents, noise, timesteps)
-            dtype = parts.adapter.weights.dtype
-            predicted = parts.unet(noisy.to(dtype), timesteps, texts.to(dtype), return_dict=False)[0]
-            target = parts.objective.target(latents, noise, timesteps)
-            loss = parts.objective.losses(predicted, target, timesteps).sum() / len(batch)
-            torch.autograd.backward(parts.optimizer.scale(loss))
-            total += loss.detach()
+            total += self._gradient_step(MicroBatch(latents, texts, noise, timesteps), len(batch))
         return total
 
     def _micro_batches(self, batch: list[int]) -> Iterator[list[int]]:
@@ -170,8 +169,6 @@ class Training:
         self.epoch += 1
         self.loss = losses.mean().item()
         self._losses, self._norms = [], []
-        if self.epoch % self._checkpoint_every == 0 or self.epoch == self._plan.epochs:
-            self._save(self._checkpoint())
         optimizer, finite = self._parts.optimizer, norms[torch.isfinite(norms)]
         self._on_epoch(
             EpochMetrics(
@@ -185,6 +182,9 @@ class Training:
                 memory_mib=self._peak_memory_mib(),
             )
         )
+        # After the figures: a checkpoint whose epoch has no figures yet would leave a gap in them for ever.
+        if self.epoch % self._checkpoint_every == 0 or self.epoch == self._plan.epochs:
+            self._save(self._checkpoint())
 
     def _check_numbers(self) -> tuple[Tensor, Tensor]:
         """Return the losses and norms of this epoch's steps, [steps] each; only here the device is awaited.

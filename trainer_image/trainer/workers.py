@@ -55,7 +55,7 @@ class Workers:
     """
 
     def __init__(self, count: int, mixed_precision: MixedPrecision, *, cuda: bool) -> None:
-        self._count = count
+        self.count = count
         self._mixed_precision = mixed_precision
         self._cuda = cuda
         self._port = _free_port()
@@ -65,9 +65,9 @@ class Workers:
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
-        for rank in range(1, self._count):
+        for rank in range(1, self.count):
             ours, theirs = context.Pipe()
-            arguments = (theirs, rank, self._count, self._port, self._mixed_precision, self._cuda)
+            arguments = (theirs, rank, self.count, self._port, self._mixed_precision, self._cuda)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             self._pipes.append(ours)
@@ -84,13 +84,13 @@ class Workers:
         self, plan: TrainingPlan, base: Path, examples: Examples, checkpoint: Checkpoint | None
     ) -> ProcessGroup:
         """Send the workers what they train, and return the group when all have met."""
-        if self._count == 1:
+        if self.count == 1:
             return ProcessGroup()
         work = pickle.dumps(_Work(plan, base, _to(examples, torch.device("cpu")), checkpoint))
         for pipe in self._pipes:
             pipe.send_bytes(work)
         threading.Thread(target=self._watch, daemon=True).start()
-        return join_group(0, self._count, self._port, cuda=self._cuda)
+        return join_group(0, self.count, self._port, cuda=self._cuda)
 
     def _watch(self) -> None:
         """When a worker dies, end this process as an interruption does: its next start goes on."""
@@ -109,7 +109,7 @@ def _serve(
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     work: _Work = pickle.loads(pipe.recv_bytes())  # noqa: S301 (from the process that started this one)
     device = find_device(mixed_precision, require_cuda=cuda, index=rank)
-    unet: Any = load_unet(work.base, device.dtype).to(device.torch_device)
+    unet: Any = load_unet(work.base, device.dtype, device.torch_device)
     examples = _to(work.examples, device.torch_device)
     training = Training(
         put_together(work.plan, unet, examples, work.base, device),

@@ -1,0 +1,207 @@
+"""A recorded step is the eager one, or is not used. What needs a GPU is skipped without one."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.rig import IMAGES, Rig
+from trainer.gradient_step import MicroBatch
+from trainer.graphed_step import (
+    MIN_STEPS,
+    GraphedStep,
+    Recorder,
+    graph_pays,
+    record_cuda_graph,
+    same_gradients,
+)
+from trainer.settings import CudaGraphs
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+
+
+class CpuRecorder:
+    """Records as a graph does: a repetition runs on the same buffers and fills the same result."""
+
+    def __init__(self) -> None:
+        self.repetitions = 0
+
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        result = function()
+
+        def replay() -> None:
+            self.repetitions += 1
+            result.copy_(function())
+
+        return replay, result
+
+
+def graphed(rig: Rig, record: Recorder) -> GraphedStep:
+    return GraphedStep(rig.parts.eager_step(), rig.parts.adapter.gradients, record)
+
+
+def trained(
+    base: Path, record: Recorder | None = None, dtype: torch.dtype = torch.float32, **request: Any
+) -> Rig:
+    rig = Rig(base, dtype, **request)
+    rig.training(gradient_step=graphed(rig, record) if record else None).train()
+    return rig
+
+
+def assert_same_training(one: Rig, other: Rig) -> None:
+    assert torch.equal(one.weights, other.weights)
+    assert [metrics.loss for metrics in one.epochs] == [metrics.loss for metrics in other.epochs]
+
+
+@pytest.mark.parametrize(
+    ("setting", "is_cuda", "processes", "steps_left", "gradient_checkpointing", "pays"),
+    [
+        ("auto", True, 1, MIN_STEPS, False, True),
+        ("off", True, 1, MIN_STEPS, False, False),
+        ("auto", False, 1, MIN_STEPS, False, False),
+        ("auto", True, 2, MIN_STEPS, False, False),
+        ("auto", True, 1, MIN_STEPS - 1, False, False),
+        ("auto", True, 1, MIN_STEPS, True, False),
+    ],
+)
+def test_graph_is_chosen_only_where_it_can_pay(
+    setting: CudaGraphs,
+    is_cuda: bool,
+    processes: int,
+    steps_left: int,
+    gradient_checkpointing: bool,
+    pays: bool,
+) -> None:
+    chosen = graph_pays(
+        setting,
+        is_cuda=is_cuda,
+        processes=processes,
+        steps_left=steps_left,
+        gradient_checkpointing=gradient_checkpointing,
+    )
+    assert chosen is pays
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_recorded_steps_train_the_same_weights(tiny_base: Path, batch_size: int) -> None:
+    """With batches of three, the fourth image is a batch of another shape, which is not recorded."""
+    record = CpuRecorder()
+    rig = trained(tiny_base, record, num_epochs=3, batch_size=batch_size)
+    assert_same_training(rig, trained(tiny_base, num_epochs=3, batch_size=batch_size))
+    # Without the first step of the shape; the second one is repeated only to compare.
+    assert record.repetitions == 3 * (IMAGES if batch_size == 1 else 1) - 1
+
+
+def test_recording_that_goes_on_with_its_first_batch_is_not_trusted(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A graph reads addresses: what is not copied into its buffers it never sees."""
+
+    def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        gradients = rig.parts.adapter.gradients
+        before = gradients.clone()
+        result = function()
+        recorded = gradients - before
+
+        def replay() -> None:
+            gradients.add_(recorded)
+
+        return replay, result
+
+    rig = Rig(tiny_base)
+    rig.training(gradient_step=graphed(rig, record)).train()
+    assert_same_training(rig, trained(tiny_base))
+    assert ["not those of the eager step" in line for line in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("operation not permitted when stream is capturing\nmore"), torch.OutOfMemoryError("full")],
+)
+def test_failed_recording_leaves_the_training_as_it_was(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture, error: RuntimeError
+) -> None:
+    """Neither a failure nor a full memory of the graph is one of the training."""
+
+    def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        function()  # which adds to the gradients
+        raise error
+
+    rig = trained(tiny_base, record, num_epochs=3)
+    assert_same_training(rig, trained(tiny_base, num_epochs=3))
+    assert not rig.parts.unet.is_gradient_checkpointing
+    reason = str(error).partition("\n")[0]
+    assert caplog.messages == [
+        f"No CUDA graph is used, which costs speed only ({type(error).__name__}: {reason})."
+    ]
+
+
+def test_comparison_waits_for_a_scale_that_does_not_overflow(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The scaler's first factors overflow: infinite gradients say nothing about the recording."""
+    caplog.set_level(logging.INFO)
+    rig, record = Rig(tiny_base, torch.float16, num_epochs=2), CpuRecorder()
+    rig.parts.optimizer._scaler._scale.fill_(2.0**40)  # type: ignore[union-attr]
+    rig.parts.optimizer._scaler._backoff_factor = 2.0**-12
+    rig.training(gradient_step=graphed(rig, record)).train()
+    assert rig.epochs[-1].skipped_steps > 1
+    assert caplog.messages == ["The steps run as a CUDA graph from now on."]
+
+
+def test_memory_that_is_full_later_ends_the_recording(tiny_base: Path) -> None:
+    """Its pool is what the smaller steps need."""
+    rig, record = Rig(tiny_base, num_epochs=3), CpuRecorder()
+    step, calls = graphed(rig, record), 0
+
+    def full_once(batch: MicroBatch, divisor: int) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == IMAGES:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(batch, divisor)
+
+    rig.training(gradient_step=full_once).train()
+    assert rig.parts.unet.is_gradient_checkpointing
+    assert calls == IMAGES
+
+
+def test_gradients_are_compared_as_a_whole() -> None:
+    expected = torch.tensor([1.0, 0.0, -1.0])
+    assert same_gradients(expected, expected + 0.001)
+    assert not same_gradients(expected, expected + 0.1)
+    assert not same_gradients(expected, expected * float("nan"))
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_cuda_graph_trains_what_eager_steps_train(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype, batch_size: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    eager = Rig(tiny_base, dtype, "cuda", num_epochs=5, batch_size=batch_size)
+    eager.training().train()
+    rig = Rig(tiny_base, dtype, "cuda", num_epochs=5, batch_size=batch_size)
+    rig.training(gradient_step=graphed(rig, record_cuda_graph)).train()
+    assert caplog.messages == ["The steps run as a CUDA graph from now on."]
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    losses = [torch.tensor([metrics.loss for metrics in one.epochs]) for one in (rig, eager)]
+    torch.testing.assert_close(*losses, rtol=tolerance, atol=0)
+    assert (rig.weights - eager.weights).norm() < 10 * tolerance * eager.weights.norm()
+
+
+@needs_cuda
+def test_resumed_cuda_graph_goes_on_to_the_same_losses(tiny_base: Path) -> None:
+    whole = Rig(tiny_base, torch.float16, "cuda", num_epochs=6)
+    whole.training(gradient_step=graphed(whole, record_cuda_graph)).train()
+    second = Rig(tiny_base, torch.float16, "cuda", num_epochs=6)
+    training = second.training(gradient_step=graphed(second, record_cuda_graph))
+    training.restore(whole.checkpoints[2])
+    training.train()
+    losses = [torch.tensor([metrics.loss for metrics in one]) for one in (second.epochs, whole.epochs[3:])]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

@@ -1,0 +1,93 @@
+"""Pictures come on their own while the models load, and are cropped to a size that the UNet takes."""
+
+import gc
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from job_contract.request import TrainingRequest
+from trainer.errors import InvalidImageError
+from trainer.imports import quick_imports
+from trainer.interrupt import Interrupt
+from trainer.pictures import ComingPictures, bucket_sizes, fit_picture
+from trainer.plan import make_plan
+from trainer.settings import TrainerSettings
+
+
+def coming(folder: Path, paths: list[Path]) -> ComingPictures:
+    fields = {
+        "style_id": 1,
+        "image_paths": [str(path) for path in paths],
+        "captions": ["a hill"] * len(paths),
+    }
+    request = TrainingRequest.model_validate(fields)
+    return ComingPictures(request, make_plan(request, TrainerSettings(resolution=128)), folder, Interrupt())
+
+
+def test_pictures_and_captions_come_in_order_and_fitted(tmp_path: Path, pictures: list[Path]) -> None:
+    with coming(tmp_path / "images", pictures) as ours:
+        fitted, captions = ours.result()
+    assert [picture.size for picture in fitted] == [(128, 128)] * len(pictures)
+    assert captions == ["a hill"] * len(pictures)
+
+
+def test_bad_picture_is_told_to_who_asks_for_the_pictures(tmp_path: Path) -> None:
+    """Raised on a thread that nobody looks at, it would be lost."""
+    (tmp_path / "bad.jpg").write_text("no picture")
+    with coming(tmp_path / "images", [tmp_path / "bad.jpg"]) as ours, pytest.raises(InvalidImageError):
+        ours.result()
+
+
+def test_downloads_of_a_killed_run_and_of_this_one_are_removed(tmp_path: Path, pictures: list[Path]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "0000").write_text("left by a killed run")
+    with coming(folder, pictures) as ours:
+        ours.result()
+        assert not (folder / "0000").exists()
+    assert not folder.exists()
+
+
+def test_nothing_waits_for_the_pictures_when_the_start_fails(tmp_path: Path) -> None:
+    """A GPU that is missing is said at once, though a host is slow."""
+    fields = {"style_id": 1, "image_paths": ["http://127.0.0.1:1/a.jpg"]}
+    request = TrainingRequest.model_validate(fields)
+    interrupt = Interrupt()
+    ours = ComingPictures(request, make_plan(request, TrainerSettings()), tmp_path / "images", interrupt)
+    with pytest.raises(ZeroDivisionError), ours:
+        _ = 1 / 0
+    # It tries the host again for seconds.
+    assert any(thread.name.startswith("pictures") for thread in threading.enumerate())
+    interrupt.event.set()
+
+
+def test_collector_works_again_after_imports_that_fail() -> None:
+    """Without it a long training would fill the memory with its cycles."""
+    with pytest.raises(ZeroDivisionError), quick_imports():
+        _ = 1 / gc.isenabled()  # which is False in here
+    assert gc.isenabled()
+
+
+def test_buckets_have_at_most_the_squares_pixels_in_steps_of_64() -> None:
+    sizes = bucket_sizes(512)
+    assert (512, 512) in sizes
+    assert (640, 384) in sizes
+    assert all(width % 64 == height % 64 == 0 for width, height in sizes)
+    assert all(width * height <= 512 * 512 for width, height in sizes)
+    assert {(height, width) for width, height in sizes} == set(sizes)
+
+
+@pytest.mark.parametrize(
+    ("size", "fitted"),
+    [
+        ((800, 800), (512, 512)),
+        ((1200, 720), (640, 384)),
+        ((720, 1200), (384, 640)),
+        ((3000, 300), (768, 320)),
+    ],
+)
+def test_picture_goes_to_the_bucket_nearest_its_shape(size: tuple[int, int], fitted: tuple[int, int]) -> None:
+    picture = fit_picture(Image.new("RGB", size), 512, aspect_buckets=True)
+    assert picture.size == fitted

@@ -1,0 +1,158 @@
+"""The gradient step as a CUDA graph: one launch instead of some thousand.
+
+At batch 1 a fast GPU waits for the CPU's launches. A graph records them once and repeats them. It is built
+after PyTorch's recipe (CUDA semantics, "Whole-network capture"): buffers that stay, a warm-up on a stream of
+its own, gradients that are zeroed in place; weights and the scaler's factor change in place too, and nothing
+is autocast. What it gains has not been measured on a GPU yet, so it is not trusted either: the gradients of
+the first steps are compared with those of the eager step, and whatever goes wrong, that one goes on.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Size, Tensor
+
+from trainer.gradient_step import GradientStep, MicroBatch
+from trainer.settings import CudaGraphs
+
+_Kind = tuple[Size, int]
+"""What a recording is good for: the latents' shape, and the divisor."""
+Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
+"""Records a function of the device; returns what repeats it, and the result that every repetition fills."""
+
+MIN_STEPS: Final = 100
+"""Warm-up, recording and comparison are the work of some six steps. An estimate: the gain is not measured."""
+_WARM_UPS: Final = 3
+_TOLERANCE: Final = 1e-2
+"""Of the gradients' norm. Half precision and the order of sums in backward differ by some thousandths."""
+
+logger = logging.getLogger(__name__)
+
+
+def graph_pays(
+    setting: CudaGraphs, *, is_cuda: bool, processes: int, steps_left: int, gradient_checkpointing: bool
+) -> bool:
+    """Return whether to record the steps of a training that has steps_left to do.
+
+    Several processes exchange gradients between their steps, and checkpointing recomputes on the way back:
+    neither is worth a recording's risks.
+    """
+    suits = is_cuda and processes == 1 and not gradient_checkpointing
+    return setting == "auto" and suits and steps_left >= MIN_STEPS
+
+
+class GraphedStep:
+    """A gradient step for the shape of which two micro-batches come first; others are left to eager.
+
+    The first is taken eagerly. When the second comes, the step is recorded with the first and repeated with
+    the second, and only if that adds up to the gradients of the eager step it is repeated from then on.
+
+    Args:
+        eager: does the work, and is what is recorded.
+        gradients: to which eager adds.
+        record: record_cuda_graph.
+    """
+
+    def __init__(self, eager: GradientStep, gradients: Tensor, record: Recorder) -> None:
+        self._eager = eager
+        self._gradients = gradients
+        self._record = record
+        self._waiting: dict[_Kind, MicroBatch] = {}
+        self._recording: _Recording | None = None
+        self._refused = False
+
+    def __call__(self, batch: MicroBatch, divisor: int) -> Tensor:
+        """Take the step; the result that is returned holds until the next call."""
+        kind = (batch.latents.shape, divisor)
+        if not self._recording and not self._refused:
+            if kind not in self._waiting:
+                self._waiting[kind] = batch
+            else:
+                self._try(lambda: self._capture(kind))
+        recording = self._recording
+        if not recording or recording.kind != kind:
+            return self._eager(batch, divisor)
+        if recording.trusted:
+            return recording.repeat(batch)
+        return self._compare(recording, batch, divisor)
+
+    def _capture(self, kind: _Kind) -> None:
+        held, buffers = self._gradients.clone(), self._waiting[kind].clone()
+        self._waiting.clear()
+        try:
+            replay, loss = self._record(lambda: self._eager(buffers, kind[1]))
+        finally:
+            self._gradients.copy_(held)
+        self._recording = _Recording(kind, buffers, replay, loss)
+
+    def _compare(self, recording: "_Recording", batch: MicroBatch, divisor: int) -> Tensor:
+        held = self._gradients.clone()
+        self._gradients.zero_()
+        self._try(lambda: recording.repeat(batch))
+        repeated = self._gradients.clone()
+        self._gradients.zero_()
+        loss = self._eager(batch, divisor)
+        # Where the scaler's factor was too large there is nothing to compare: the next step will show.
+        if self._recording and bool(torch.isfinite(self._gradients).all()):
+            if same_gradients(self._gradients, repeated):
+                recording.trusted = True
+                logger.info("The steps run as a CUDA graph from now on.")
+            else:
+                self._refuse("its gradients are not those of the eager step")
+        self._gradients.add_(held)
+        return loss
+
+    def _try(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            self._refuse(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", error)
+
+    def _refuse(self, reason: str, error: Exception | None = None) -> None:
+        logger.warning("No CUDA graph is used, which costs speed only (%s).", reason, exc_info=error)
+        self._refused = True
+        self._recording = None
+
+
+@dataclass
+class _Recording:
+    kind: _Kind
+    buffers: MicroBatch
+    """Where a repetition reads its micro-batch."""
+    replay: Callable[[], None]
+    loss: Tensor
+    """Where a repetition leaves its result."""
+    trusted: bool = False
+
+    def repeat(self, batch: MicroBatch) -> Tensor:
+        for buffer, tensor in zip(self.buffers.tensors(), batch.tensors(), strict=True):
+            buffer.copy_(tensor)
+        self.replay()
+        return self.loss
+
+
+def same_gradients(expected: Tensor, found: Tensor) -> bool:
+    """Return whether found is expected, to the tolerance of half precision; both [P]."""
+    difference = (found.float() - expected.float()).norm()
+    return bool(difference <= _TOLERANCE * expected.float().norm())
+
+
+def record_cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Record function on the current device; its memory is a pool of its own.
+
+    Raises:
+        RuntimeError: it does something that cannot be recorded, or the memory does not hold it.
+    """
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]  # torch's
+    stream.wait_stream(torch.cuda.current_stream())
+    # This block also ends the use of the stream when the recording fails; torch.cuda.graph itself does not.
+    with torch.cuda.stream(stream):
+        for _ in range(_WARM_UPS):
+            function()
+        with torch.cuda.graph(graph, stream=stream):
+            result = function()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph.replay, result
