@@ -1,6 +1,8 @@
 """`python -m dispatcher COMMAND`: settings come from the environment, errors are one sentence."""
 
 import argparse
+import logging
+import os
 import signal
 import sys
 import threading
@@ -71,7 +73,8 @@ def _run(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
         raise InvalidSettingsError("set BACKEND_URL or WEBHOOK_ALLOWED_HOSTS, or no status can be reported")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: stop.set())
+        # In a thread: the handler interrupts the main thread, which may hold the lock of the event just then.
+        signal.signal(number, lambda _number, _frame: threading.Thread(target=stop.set).start())
     log = structlog.get_logger("dispatcher")
     try:
         service = Service(settings, *make_backend(settings))
@@ -81,7 +84,9 @@ def _run(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
     log.info("starting", job_backend=settings.job_backend, queue=settings.queue)
     service.run(stop)
     log.info("stopped")
-    return ExitCode.OK
+    logging.shutdown()
+    # A thread that waits for an answer would hold up the end, and what it does is done again at the start.
+    os._exit(ExitCode.OK)
 
 
 def _secrets(settings: DispatcherSettings) -> list[str]:

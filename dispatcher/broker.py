@@ -19,10 +19,10 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError
 
-from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect, error_text
+from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect, error_text, refusal_key
 from dispatcher.retry import backoff_seconds
 
-_DRAIN_SECONDS: Final = 7.0
+_DRAIN_SECONDS: Final = 5.0
 _MOST_HELD_SECONDS: Final = 600.0
 _DEPTH_EVERY: Final = 10.0
 
@@ -109,6 +109,12 @@ class Broker:
         if consuming:
             consuming.resume_soon()
 
+    def wake(self) -> None:
+        """Look at once whether to stop. Callable from any thread."""
+        consuming = self._consuming
+        if consuming:
+            consuming.wake()
+
     def _run_connected(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
         connection = connect(self._url)
         try:
@@ -124,7 +130,7 @@ class Broker:
 
 
 class _Consumption:
-    """One connection's worth of consuming; all methods but resume_soon run on its thread."""
+    """One connection's worth of consuming; all methods but resume_soon and wake run on its thread."""
 
     def __init__(
         self,
@@ -178,6 +184,12 @@ class _Consumption:
 
     def resume_soon(self) -> None:
         self._resume_at = 0.0
+
+    def wake(self) -> None:
+        try:
+            self._connection.add_callback_threadsafe(lambda: None)
+        except AMQPError as error:
+            self._log.debug("the connection has gone already", error=error_text(error))
 
     def _on_message(self, _channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
         if self._consumer is None:  # delivered before the cancellation took effect
@@ -257,6 +269,9 @@ class _Consumption:
         self._publishing.basic_publish("", self._queues.dead, body, properties, mandatory=True)
         if notice:
             self._publish_notice(notice)
+        self._publishing.basic_publish(
+            self._queues.refusals, refusal_key(body), reason.encode(errors="replace")
+        )
 
     def _publish_notice(self, notice: bytes) -> None:
         persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent.value)

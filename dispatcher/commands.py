@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import time
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,18 +11,18 @@ import structlog
 
 from dispatcher.backends import Backend
 from dispatcher.checks import run_checks
-from dispatcher.diagnosis import Phase
 from dispatcher.errors import RefusedMessageError
+from dispatcher.follow import follow
 from dispatcher.job import job_name
 from dispatcher.message import parse_message
-from dispatcher.overview import as_table, overview
+from dispatcher.overview import as_table, overview, seen
 from dispatcher.queues import Queues, publish, redrive
+from dispatcher.refusals import Refusals
 from dispatcher.service import open_backend
 from dispatcher.settings import DispatcherSettings
 from dispatcher.teller import finalizers_of, patch_job, without_ours
 from job_contract import names
 from job_contract.outcome import ExitCode
-from job_contract.progress import parse_progress
 from job_contract.settings import InvalidSettingsError
 
 
@@ -51,10 +50,17 @@ def submit(settings: DispatcherSettings, options: argparse.Namespace) -> int:
     except RefusedMessageError as error:
         log.error(f"not published: {error}")
         return ExitCode.BAD_DATA
-    publish(settings.amqp_url.get_secret_value(), settings.queue, body)
+    url = settings.amqp_url.get_secret_value()
     name = job_name(request.style_id, request.task_id or "")
-    log.info("published", style=request.style_id, task=request.task_id, job=name)
-    return _wait_for(name, settings) if options.wait else ExitCode.OK
+    published = {"style": request.style_id, "task": request.task_id, "job": name}
+    if not options.wait:
+        publish(url, settings.queue, body)
+        log.info("published", **published)
+        return ExitCode.OK
+    with Refusals(url, Queues(settings.queue), body) as refusals:
+        publish(url, settings.queue, body)
+        log.info("published", **published)
+        return follow(name, request, open_backend(settings), refusals, _print)
 
 
 def _read_message(path: Path) -> dict[str, Any]:
@@ -67,32 +73,11 @@ def _read_message(path: Path) -> dict[str, Any]:
     return message
 
 
-def _wait_for(name: str, settings: DispatcherSettings) -> int:
-    """Print what changes of a Job until it has ended."""
-    backend = open_backend(settings)
-    shown = ""
-    while True:
-        backend.load()
-        snapshot = backend.snapshot(name)
-        rows = overview([snapshot], datetime.now(UTC)) if snapshot else []
-        line = f"{rows[0].phase} {rows[0].details}".rstrip() if rows else "waiting for the dispatcher"
-        if rows and rows[0].phase is Phase.RUNNING and snapshot:
-            progress = parse_progress(backend.log_tail(snapshot.pods[-1]["metadata"]["name"], lines=20))
-            if progress:
-                line = f"running, epoch {progress.current_epoch}/{progress.total_epochs}"
-        if line != shown:
-            _print(line)
-            shown = line
-        if rows and rows[0].phase in (Phase.COMPLETED, Phase.FAILED):
-            return ExitCode.OK if rows[0].phase is Phase.COMPLETED else ExitCode.SOFTWARE
-        time.sleep(1)
-
-
 def status(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
     """Print a table of the trainings."""
     backend = open_backend(settings)
     backend.load()
-    snapshots = [snapshot for name in backend.names() if (snapshot := backend.snapshot(name))]
+    snapshots = [snapshot for name in backend.names() if (snapshot := seen(backend, name))]
     _print(as_table(overview(snapshots, datetime.now(UTC))) if snapshots else "There are no trainings.")
     return ExitCode.OK
 
@@ -106,6 +91,12 @@ def put_back(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
 
 def release(settings: DispatcherSettings, options: argparse.Namespace) -> int:
     """Remove the finalizer from Jobs, for when no dispatcher will come back to do it."""
+    if settings.job_backend == "local":
+        _print(
+            "Nothing to release: with JOB_BACKEND=local no cluster holds the Jobs. The dispatcher lets go of "
+            f"them by itself; to forget them all, stop it and delete {settings.local_state_dir}."
+        )
+        return ExitCode.OK
     backend = open_backend(settings)
     backend.load()
     chosen = options.jobs or backend.names()

@@ -104,9 +104,12 @@ class Intake:
             hold(job, place)
         try:
             created = self._backend.create(job)
-        except (JobRefusedError, JobConflictError) as error:
+        except JobRefusedError as error:
             self._styles.cancel(name)
             raise RefusedMessageError(str(error), _sender(request)) from error
+        except JobConflictError as error:
+            self._styles.cancel(name)
+            return self._refuse_silently(str(error), name)
         except BackendUnavailableError as error:
             self._failures += 1
             seconds = backoff_seconds(self._failures, first=1, most=60, at_least=error.retry_after)
@@ -116,7 +119,7 @@ class Intake:
             self._changed(name)
         self._failures = 0
         if created:
-            self._log.info("Job created", images=len(request.image_paths), waits_for_style=place is not None)
+            self._log.info("Job created", images=len(request.image_paths), waits=place is not None)
         else:
             self._log.info("the Job of this message exists already")
         return Ack()
@@ -124,6 +127,17 @@ class Intake:
     def _is_full(self, name: str) -> bool:
         limit = self._options.max_active_jobs
         return 0 < limit <= self._styles.count(besides=name) and self._backend.snapshot(name) is None
+
+    def _refuse_silently(self, reason: str, name: str) -> Refuse:
+        """Refuse a request whose task_id is that of another training: told to the backend, it would be
+        taken for that one's end."""
+        self._metrics.dead_letters.inc()
+        self._log.warning("message refused, and the backend not told", reason=redact(reason))
+        first = self._backend.snapshot(name)
+        if first:
+            text = f"Another request with the same task_id was refused: {reason}."
+            self._backend.record_event(first.job, "TaskIdReused", text, warning=True)
+        return Refuse(reason)
 
     def _refuse(self, reason: str, sender: Sender) -> Refuse:
         self._log.warning(

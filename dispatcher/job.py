@@ -117,7 +117,7 @@ def _apply(job: Manifest, options: JobOptions) -> None:
     if options.gpus is not None:
         container.setdefault("resources", {}).setdefault("limits", {})["nvidia.com/gpu"] = options.gpus
     for kind, quantities in (container.get("resources") or {}).items():
-        # YAML reads 1 as a number; the API's quantities, and the client's checks, want text.
+        # YAML reads 1 as a number; a quantity is text.
         container["resources"][kind] = {name: str(quantity) for name, quantity in quantities.items()}
     if options.deadline_seconds is not None:
         spec["activeDeadlineSeconds"] = options.deadline_seconds

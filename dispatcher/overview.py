@@ -1,13 +1,14 @@
-"""What `status` and `submit --wait` show of the Jobs: pure, from what a backend has read."""
+"""What `status` and `submit --wait` show of the Jobs, from what a backend has read."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from dispatcher.backends import Snapshot
+from dispatcher.backends import Backend, Snapshot
 from dispatcher.diagnosis import Diagnosis, Phase, diagnose
-from dispatcher.job import style_of
-from dispatcher.relay_step import PARKED_ANNOTATION, TERMINAL_ANNOTATION
+from dispatcher.job import Manifest, style_of
+from dispatcher.relay_step import PARKED_ANNOTATION, PROCESSING_ANNOTATION, TERMINAL_ANNOTATION
+from dispatcher.style_lanes import waits
 
 _COLUMNS = ("STYLE", "JOB", "PHASE", "ATTEMPTS", "AGE", "BACKEND TOLD", "DETAILS")
 
@@ -35,6 +36,15 @@ class Row:
         )
 
 
+def seen(backend: Backend, name: str) -> Snapshot | None:
+    """Return what there is to show of a Job: with Events, where only they say why it does not start."""
+    snapshot = backend.snapshot(name)
+    unexplained = diagnose(snapshot.job, snapshot.pods).unexplained if snapshot else None
+    if snapshot is None or unexplained is None:
+        return snapshot
+    return replace(snapshot, events=backend.events(unexplained.about))
+
+
 def overview(snapshots: Iterable[Snapshot], now: datetime) -> list[Row]:
     """Return a row for each Job, the newest first."""
     rows = [_row(snapshot, now) for snapshot in snapshots]
@@ -54,23 +64,23 @@ def as_table(rows: Sequence[Row]) -> str:
 def _row(snapshot: Snapshot, now: datetime) -> Row:
     metadata = snapshot.job["metadata"]
     annotations = metadata.get("annotations") or {}
-    diagnosis = diagnose(snapshot.job, snapshot.pods)
+    diagnosis = diagnose(snapshot.job, snapshot.pods, snapshot.events)
     created = datetime.fromisoformat(metadata["creationTimestamp"]).astimezone(UTC)
-    told = annotations.get(TERMINAL_ANNOTATION, "").partition(" ")[0]
-    if not told and diagnosis.started:
-        told = "processing"
+    told = annotations.get(TERMINAL_ANNOTATION) or annotations.get(PROCESSING_ANNOTATION) or "-"
     return Row(
         style=str(style_of(snapshot.job)),
         job=metadata["name"],
         phase=diagnosis.phase,
         attempts=len(snapshot.pods),
         age_seconds=int((now - created).total_seconds()),
-        told=told or "-",
-        details=annotations.get(PARKED_ANNOTATION) or _details(diagnosis),
+        told=told.partition(" ")[0],
+        details=annotations.get(PARKED_ANNOTATION) or _details(snapshot.job, diagnosis),
     )
 
 
-def _details(diagnosis: Diagnosis) -> str:
+def _details(job: Manifest, diagnosis: Diagnosis) -> str:
+    if waits(job) and not diagnosis.terminal:
+        return "its turn comes when no other training of its style is under way"
     if diagnosis.result:
         return diagnosis.result.model_path
     failure = diagnosis.failure or (diagnosis.stuck.failure if diagnosis.stuck else None)

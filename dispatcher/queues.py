@@ -1,11 +1,13 @@
 """The queues and what people do with them by hand: publish a request, put dead letters back."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError
+from pika.exchange_type import ExchangeType
 
 from dispatcher.errors import BrokerUnavailableError
 from job_contract.redaction import redact
@@ -29,14 +31,25 @@ class Queues:
         """Refusals that the backend has not been told of yet."""
         return f"{self.work}.notices"
 
+    @property
+    def refusals(self) -> str:
+        """An exchange that tells whoever listens at that moment; nothing is kept there."""
+        return f"{self.work}.refusals"
+
     def declare(self, channel: BlockingChannel) -> None:
         for queue in (self.work, self.dead, self.notices):
             # Exactly as publishers declare it: other arguments are a 406 that breaks them.
             channel.queue_declare(queue, durable=True)
+        channel.exchange_declare(self.refusals, ExchangeType.direct, durable=True)
 
     def depth(self, channel: BlockingChannel) -> int:
         """Return how many requests wait; declares the queue when it is gone."""
         return int(channel.queue_declare(self.work, durable=True).method.message_count)
+
+
+def refusal_key(body: bytes) -> str:
+    """Return the routing key under which the refusal of a message is told."""
+    return hashlib.sha256(body).hexdigest()
 
 
 def connect(url: str) -> BlockingConnection:

@@ -6,19 +6,22 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Final
 
 import structlog
 
 from dispatcher.backends import Backend, Snapshot
-from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, diagnose, has_ended
+from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, diagnose
 from dispatcher.errors import BackendUnavailableError, StaleJobError
 from dispatcher.job import style_of, task_of
 from dispatcher.metrics import Metrics
+from dispatcher.pod_status import has_ended
 from dispatcher.relay_lane import Lane, Patch, RelayOptions
 from dispatcher.relay_step import (
     TERMINAL_ANNOTATION,
     Adopt,
     GiveUp,
+    ReadEvents,
     Release,
     Start,
     Step,
@@ -27,12 +30,16 @@ from dispatcher.relay_step import (
     Wait,
     next_step,
 )
-from dispatcher.style_lanes import StyleLanes
+from dispatcher.style_lanes import WAITS_ANNOTATION, StyleLanes
 from dispatcher.teller import Teller, finalizers_of, patch_job
 from dispatcher.webhook import Webhook
 from dispatcher.work_queue import WorkQueue
 from job_contract import names
 from job_contract.outcome import FailureCode, TrainingFailure
+
+_EVENTS_AGAIN_SECONDS: Final = 60.0
+_BLIND_SECONDS: Final = 120.0
+"""A watch that is well hears of the API server twice in this time."""
 
 
 class Relay:
@@ -111,13 +118,10 @@ class Relay:
                 return  # all Jobs are looked at again when this dispatcher's turn comes
             if lane.unwritten:
                 self._teller.write(job, lane)
-            step = next_step(
-                job,
-                diagnosis,
-                now=self._now(),
-                grace=self._options.grace,
-                is_next_of_style=self._styles.is_next(name),
-            )
+            step = self._next_step(job, diagnosis)
+            if isinstance(step, ReadEvents):
+                diagnosis = diagnose(job, snapshot.pods, self._backend.events(step.about))
+                step = self._next_step(job, diagnosis)
             structlog.contextvars.bind_contextvars(style=style_of(job), task=task_of(job))
             again_in = self._take(step, job, diagnosis, lane)
             if again_in is None:
@@ -126,6 +130,15 @@ class Relay:
                 self._queue.add(name, again_in)
                 return
         self._forget(name)
+
+    def _next_step(self, job: Patch, diagnosis: Diagnosis) -> Step:
+        return next_step(
+            job,
+            diagnosis,
+            now=self._now(),
+            grace=self._options.grace,
+            is_next_of_style=self._styles.is_next(job["metadata"]["name"]),
+        )
 
     def _judge(self, job: Patch, lane: Lane, pods: tuple[Patch, ...]) -> Diagnosis:
         """Judge a Job that is over by its pods as they are now: the watch of pods may be behind the Jobs'."""
@@ -161,9 +174,10 @@ class Relay:
                 )
                 return None
             case Start():
-                patch_job(self._backend, job, {"spec": {"suspend": False}})
-                self._log.info("the style is free, the Job may start")
+                self._start_training(job)
                 return None
+            case ReadEvents():
+                return _EVENTS_AGAIN_SECONDS  # they said nothing; the next ones may
             case GiveUp(failure):
                 return self._give_up(job, failure, lane)
             case Tell(notice):
@@ -176,9 +190,20 @@ class Relay:
             case Wait(seconds):
                 return seconds
 
+    def _start_training(self, job: Patch) -> None:
+        if self._styles.release(job["metadata"]["name"]):
+            # Whoever suspends it from now on has another reason, and is left alone.
+            change = {"spec": {"suspend": False}, "metadata": {"annotations": {WAITS_ANNOTATION: None}}}
+            patch_job(self._backend, job, change)
+            self._log.info("the style is free, the Job may start")
+
     def _give_up(self, job: Patch, failure: TrainingFailure, lane: Lane) -> float | None:
         change: Patch = {"metadata": {"annotations": {VERDICT_ANNOTATION: failure.model_dump_json()}}}
-        if not job["metadata"].get("deletionTimestamp"):
+        deleting = bool(job["metadata"].get("deletionTimestamp"))
+        if deleting:
+            # Before the verdict, which is the sign that this is done.
+            self._backend.stop_pods(job["metadata"]["name"])
+        else:
             change["spec"] = {"activeDeadlineSeconds": 1}  # the Job controller then ends the Job and its pods
         patch_job(self._backend, job, change)
         lane.annotations.update(change["metadata"]["annotations"])
@@ -186,10 +211,7 @@ class Relay:
             "the training is given up", failure_code=failure.failure_code, reason=failure.failure_reason
         )
         self._backend.record_event(job, failure.failure_code, failure.failure_reason, warning=True)
-        if job["metadata"].get("deletionTimestamp"):
-            self._backend.stop_pods(job["metadata"]["name"])
-            return 0
-        return None
+        return 0 if deleting else None
 
     def observe_all(self) -> None:
         """Take note of the styles of all Jobs that are there, before the first request is taken."""
@@ -197,6 +219,18 @@ class Relay:
             snapshot = self._backend.snapshot(name)
             if snapshot is not None:
                 self._observe_style(snapshot.job, self._diagnose(snapshot))
+
+    def observe_now(self) -> None:
+        """Take note of the styles of all Jobs as they are now, before the first is released.
+
+        Who relayed before may have released some that the watch does not show yet.
+
+        Raises:
+            BackendUnavailableError: not now.
+        """
+        for job in self._backend.jobs_now():
+            if not diagnose(job, ()).terminal:
+                self._styles.observe(job)
 
     def _observe_style(self, job: Patch, diagnosis: Diagnosis) -> None:
         if diagnosis.terminal and not diagnosis.running_pod:
@@ -206,9 +240,11 @@ class Relay:
 
     def _forget(self, name: str) -> None:
         """A Job that the backend does not show is gone, or is not there yet."""
-        expected_for = self._styles.expected_for(name)
-        if expected_for > 0:
-            self._queue.add(name, expected_for)
+        again_in = self._styles.expected_for(name)
+        if again_in == 0 and self._backend.silent_for() > _BLIND_SECONDS:
+            again_in = _BLIND_SECONDS  # nothing is known: it may be there, and run
+        if again_in > 0:
+            self._queue.add(name, again_in)
             return
         self._lanes.pop(name, None)
         self._leave_style(name)

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase
+from dispatcher.stuck import Unexplained
 from dispatcher.style_lanes import waits
 from job_contract import names
 from job_contract.outcome import FailureCode, TrainingFailure
@@ -43,6 +44,13 @@ class Start:
 
 
 @dataclass(frozen=True)
+class ReadEvents:
+    """See whether the Events about an object say why the training does not start."""
+
+    about: str
+
+
+@dataclass(frozen=True)
 class GiveUp:
     """Write down, before anything follows from it, why the training ends here."""
 
@@ -71,7 +79,7 @@ class Wait:
     seconds: float | None = None
 
 
-Step = Adopt | Start | GiveUp | Tell | TellProgress | Release | Wait
+Step = Adopt | Start | ReadEvents | GiveUp | Tell | TellProgress | Release | Wait
 
 
 def next_step(
@@ -85,7 +93,7 @@ def next_step(
     """Return the one step that is due.
 
     Args:
-        grace: how long a pod may be unable to start before its Job is given up.
+        grace: how long a training may be unable to start before its Job is given up.
         is_next_of_style: no unfinished Job of the same style came before this one.
     """
     metadata = job["metadata"]
@@ -114,7 +122,10 @@ def next_step(
         return TellProgress(diagnosis.running_pod)
     if waits(job) and is_next_of_style:
         return Start()
-    if diagnosis.stuck and VERDICT_ANNOTATION not in annotations:
-        remaining = (diagnosis.stuck.since + grace - now).total_seconds()
-        return Wait(remaining) if remaining > 0 else GiveUp(diagnosis.stuck.failure)
-    return Wait()
+    held_up = diagnosis.stuck or diagnosis.unexplained
+    if held_up is None or VERDICT_ANNOTATION in annotations:
+        return Wait()
+    remaining = (held_up.since + grace - now).total_seconds()
+    if remaining > 0:
+        return Wait(remaining)
+    return ReadEvents(held_up.about) if isinstance(held_up, Unexplained) else GiveUp(held_up.failure)

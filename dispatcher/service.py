@@ -2,13 +2,14 @@
 
 import math
 import os
-import socket
+import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Final, Protocol
+from pathlib import Path
+from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
 import structlog
@@ -31,6 +32,8 @@ from dispatcher.webhook import Webhook
 
 _STALE_SECONDS: Final = 300.0
 """A watch that is silent for so long does not come back by itself."""
+_STOP_SECONDS: Final = 6.0
+"""For so long a stop waits for what is under way; what has not ended then, the next process does again."""
 
 
 class LeaseHold(Protocol):
@@ -41,8 +44,8 @@ class LeaseHold(Protocol):
     def run(self, stop: threading.Event) -> None: ...
 
 
-MakeLease = Callable[[Callable[[], None]], LeaseHold]
-"""Takes what to call when the hold begins."""
+MakeLease = Callable[[Callable[[], None], Callable[[], None]], LeaseHold]
+"""Takes what to call before a hold counts, and what once it does."""
 
 
 def make_backend(settings: DispatcherSettings) -> tuple[Backend, MakeLease | None]:
@@ -55,6 +58,7 @@ def make_backend(settings: DispatcherSettings) -> tuple[Backend, MakeLease | Non
         from dispatcher.backends.kubernetes import KubernetesBackend
         from dispatcher.backends.kubernetes_client import load_client
         from dispatcher.backends.lease import Lease
+        from dispatcher.backends.lease_identity import lease_identity
 
         api = load_client(connections=settings.workers + 16)
         backend = KubernetesBackend(api, settings.namespace, settings.instance)
@@ -66,7 +70,7 @@ def make_backend(settings: DispatcherSettings) -> tuple[Backend, MakeLease | Non
             api,
             settings.namespace,
             settings.lease_name,
-            f"{socket.gethostname()}-{os.getpid()}",
+            lease_identity(Path(tempfile.gettempdir()), settings.lease_name),
             duration_seconds=math.ceil(settings.webhook_timeout_seconds) + 25,
         )
     from dispatcher.backends.local import LocalBackend
@@ -111,9 +115,9 @@ class Service:
             settings.webhook_timeout_seconds,
             connections=settings.workers + 8,
         )
-        lanes, metrics = StyleLanes(), Metrics()
+        lanes, metrics = StyleLanes(shared=make_lease is not None), Metrics()
         self._backend = backend
-        self._lease = make_lease(self._look_at_all) if make_lease else None
+        self._lease = make_lease(self._take_over, self._look_at_all) if make_lease else None
         # As long as one PATCH may take, the lease must still hold.
         self._patch_seconds = settings.webhook_timeout_seconds + 5
         self._workers = settings.workers
@@ -158,48 +162,55 @@ class Service:
         self._log = structlog.get_logger("service")
 
     def run(self, stop: threading.Event) -> None:
-        """Run until stop is set, then let what is under way end.
+        """Run until stop is set, then let what is under way end, as far as that takes a few seconds.
 
         Raises:
             DispatcherError: the health port is taken.
         """
         threads: list[threading.Thread] = []
         health = self._serve_health(threads)
-        watch = threading.Thread(target=self._backend.run, args=(self._relay.changed, stop), name="backend")
-        watch.start()
+        watch = self._start("backend", self._backend.run, self._relay.changed, stop)
         threads.append(watch)
         lease_stop = threading.Event()
-        election = threading.Thread(target=self._hold_lease, args=(lease_stop,), name="lease")
-        election.start()
         if self._lease:
-            threads.append(election)
+            threads.append(self._start("lease", self._lease.run, lease_stop))
         # Which styles are in training must be known before a request is taken or a Job released.
         while not self._backend.synced() and not stop.wait(0.05):
             pass
         self._relay.observe_all()
         workers = self._relay.start(self._workers)
-        threads += workers
+        consumer = self._start("broker", self._consume, stop)
+        threads += [*workers, consumer]
+        while not stop.wait(0.5):
+            pass  # a signal that the kernel gave to another thread is handled once this one wakes
+        self._log.info("stopping")
+        deadline = time.monotonic() + _STOP_SECONDS
+        self._broker.wake()
+        self._relay.close()
+        _join(workers, deadline - _STOP_SECONDS / 2)
+        if not any(worker.is_alive() for worker in workers):
+            lease_stop.set()  # else it runs out by itself, once what is being told has been
+        _join(threads, deadline)
+        watch.join()  # a backend of child processes takes the time that they need
+        if health:
+            health.close()
+
+    def _consume(self, stop: threading.Event) -> None:
         try:
             self._broker.run(stop)
         finally:
             stop.set()
-        self._log.info("stopping")
-        watch.join()
-        self._relay.close()
-        deadline = time.monotonic() + 2
-        for worker in workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
-        lease_stop.set()
-        election.join()
-        if health:
-            health.close()
 
-    def _hold_lease(self, stop: threading.Event) -> None:
-        if self._lease:
-            self._lease.run(stop)
+    def _start(self, name: str, run: Callable[..., None], *arguments: Any) -> threading.Thread:
+        thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)
+        thread.start()
+        return thread
 
     def _may_relay(self) -> bool:
         return self._lease is None or self._lease.is_held(self._patch_seconds)
+
+    def _take_over(self) -> None:
+        self._relay.observe_now()
 
     def _look_at_all(self) -> None:
         for name in self._backend.names():
@@ -219,6 +230,11 @@ class Service:
             )
         except OSError as error:
             raise DispatcherError(f"HEALTH_PORT {self._health_port} cannot be used: {error}") from error
+
+
+def _join(threads: Iterable[threading.Thread], deadline: float) -> None:
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def job_options(settings: DispatcherSettings) -> JobOptions:

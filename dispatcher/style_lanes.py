@@ -1,6 +1,8 @@
 """Two requests for one style never train at once: they would write the same files.
 
-A Job whose style is taken is created suspended; when its turn comes the relay releases it.
+A Job whose style is taken is created suspended; when its turn comes the relay releases it. Where
+several dispatchers take requests none of them knows what another is creating: there every Job is
+created suspended, and the one that relays, of which there is one at a time, releases them in order.
 """
 
 import threading
@@ -20,26 +22,38 @@ _EXPECTED_SECONDS: Final = 300.0
 
 
 class StyleLanes:
-    """Who trains which style, and who is next; thread-safe, made anew from the Jobs at each start."""
+    """Who trains which style, and who is next; thread-safe, made anew from the Jobs at each start.
 
-    def __init__(self) -> None:
+    Args:
+        shared: other dispatchers take requests too, so that no Job may start before it is released.
+    """
+
+    def __init__(self, *, shared: bool = False) -> None:
+        self._shared = shared
         self._lock = threading.Lock()
         self._lanes: dict[str, dict[str, Place]] = {}
         self._style_of: dict[str, str] = {}
         self._expected_until: dict[str, float] = {}
+        self._released: set[str] = set()
+        """The Jobs that were released, or seen to be; a watch that is behind shows them waiting still."""
 
     def enter(self, job: Manifest, accepted_ns: int) -> int | None:
         """Take a place for a Job about to be created.
 
-        Returns None when its style is free, so that it may start; else its place in the order of release.
+        Returns None when it may start, its style being free; else its place in the order of release.
         """
         name, style = job["metadata"]["name"], _key(job)
         with self._lock:
             lane = self._lanes.setdefault(style, {})
-            place = lane.setdefault(name, (accepted_ns if lane else _MAY_RUN, name))
+            place = lane.setdefault(name, (accepted_ns if lane or self._shared else _MAY_RUN, name))
             self._style_of[name] = style
             self._expected_until[name] = time.monotonic() + _EXPECTED_SECONDS
-            return None if place[0] == _MAY_RUN or place == min(lane.values()) else place[0]
+            if self._shared:
+                return place[0] or accepted_ns
+            if place == min(lane.values()):
+                lane[name] = (_MAY_RUN, name)
+                return None
+            return place[0] or None
 
     def expected_for(self, name: str) -> float:
         """Return the seconds for which a Job that entered and was not seen yet keeps its place.
@@ -56,9 +70,13 @@ class StyleLanes:
 
     def observe(self, job: Manifest) -> None:
         """Take note of an unfinished Job that the backend shows."""
-        name, style = job["metadata"]["name"], _key(job)
+        name, style, place = job["metadata"]["name"], _key(job), _place(job)
         with self._lock:
-            self._lanes.setdefault(style, {})[name] = _place(job)
+            if place[0] == _MAY_RUN:
+                self._released.add(name)
+            elif name in self._released:
+                place = (_MAY_RUN, name)
+            self._lanes.setdefault(style, {})[name] = place
             self._style_of[name] = style
             self._expected_until.pop(name, None)
 
@@ -66,6 +84,7 @@ class StyleLanes:
         """Forget a Job that is finished or gone; whether it was known."""
         with self._lock:
             self._expected_until.pop(name, None)
+            self._released.discard(name)
             style = self._style_of.pop(name, None)
             lane = self._lanes.get(style) if style else None
             if style and lane is not None:
@@ -79,6 +98,16 @@ class StyleLanes:
         with self._lock:
             lane = self._lanes.get(self._style_of.get(name, ""), {})
             return not lane or min(lane.values())[1] == name
+
+    def release(self, name: str) -> bool:
+        """Take note that a Job is about to be released; False when another came before it meanwhile."""
+        with self._lock:
+            lane = self._lanes.get(self._style_of.get(name, ""), {})
+            if not lane or min(lane.values())[1] != name:
+                return False
+            lane[name] = (_MAY_RUN, name)
+            self._released.add(name)
+            return True
 
     def count(self, besides: str) -> int:
         """Return how many other Jobs are not finished."""

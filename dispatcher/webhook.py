@@ -114,7 +114,7 @@ class Webhook:
         ) as error:
             return Refused(f"webhook_url cannot be used: {redact(str(error))}")
         except requests.RequestException as error:
-            return TryAgain(f"the backend cannot be reached: {redact(_root(error))}")
+            return TryAgain(f"the backend cannot be reached: {redact(root_cause(error))}")
 
     def _signature(self, delivery_id: str, body: str) -> dict[str, str]:
         if self._signer is None:
@@ -134,7 +134,8 @@ def _retry_after(header: str | None) -> float | None:
         return None
 
 
-def _root(error: BaseException) -> str:
+def root_cause(error: BaseException) -> str:
+    """Return what an error of requests comes down to, without the names of its layers."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]  # one of them is there
     return str(error) or type(error).__name__

@@ -3,7 +3,7 @@
 Intake, diagnosis and relay see only what is here; they do not know which it is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Event
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ class Snapshot:
 
     job: Manifest
     pods: tuple[Manifest, ...] = ()
+    events: tuple[Manifest, ...] = ()
+    """Those that were asked for, about one object."""
 
 
 class Backend(Protocol):
@@ -38,6 +40,16 @@ class Backend(Protocol):
         Raises:
             BackendUnavailableError: not now.
         """
+
+    def jobs_now(self) -> Iterator[Manifest]:
+        """Yield all Jobs as they are now, not from memory.
+
+        Raises:
+            BackendUnavailableError: not now.
+        """
+
+    def events(self, about: str) -> tuple[Manifest, ...]:
+        """Return the Events about the object of that uid; none where they cannot be read."""
 
     def names(self) -> list[str]:
         """Return the names of all Jobs that are known."""

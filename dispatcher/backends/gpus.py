@@ -1,6 +1,6 @@
-"""Which GPUs this machine has, without torch."""
+"""Which GPUs this machine has, without torch, and which of them are free."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import pynvml
 
@@ -18,3 +18,10 @@ def visible_gpus(environment: Mapping[str, str]) -> list[str]:
         return [str(index) for index in range(pynvml.nvmlDeviceGetCount())] or ["cpu"]
     finally:
         pynvml.nvmlShutdown()
+
+
+def free_gpus(gpus: Sequence[str], taken: Collection[str], wanted: int) -> list[str]:
+    """Return as many free GPUs as are wanted, or as there are at all; none while too few are free."""
+    free = [gpu for gpu in gpus if gpu not in taken]
+    wanted = min(max(1, wanted), len(gpus))
+    return free[:wanted] if len(free) >= wanted else []

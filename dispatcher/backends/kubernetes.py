@@ -1,11 +1,9 @@
 """Jobs in a Kubernetes cluster, by the official client. No type of that client leaves this package."""
 
 import json
-import queue
 import threading
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
@@ -15,17 +13,19 @@ from kubernetes import client
 from kubernetes.client import ApiException
 
 from dispatcher.backends import Snapshot
-from dispatcher.backends.kubernetes_client import describe, translated, unreachable
+from dispatcher.backends.kubernetes_client import describe, post, translated, unreachable
+from dispatcher.backends.kubernetes_events import Events
 from dispatcher.backends.kubernetes_slim import JOB_NAME_LABEL, slim_job, slim_pod
 from dispatcher.backends.reflector import Reflector, Thing
 from dispatcher.errors import BackendUnavailableError, JobConflictError, StaleJobError
 from dispatcher.job import SELECTOR, Manifest, same_request
 from job_contract import names
-from job_contract.redaction import redact
 
 _TIMEOUT: Final = (5, 30)
 _CREATE_TIMEOUT: Final = (2, 6)
 """Shorter than a shutdown may take; a create that was carried out later is found by its retry."""
+_STOP_SECONDS: Final = 3.0
+"""For so long the last Events are waited for; a list that is not answered is left alone."""
 
 
 class KubernetesBackend:
@@ -38,15 +38,16 @@ class KubernetesBackend:
         instance: str,
         silence_seconds: float = 100.0,
     ) -> None:
+        self._api = api
         self._batch = client.BatchV1Api(api)
         self._core = client.CoreV1Api(api)
+        self._events = Events(self._core, namespace)
         self._namespace = namespace
-        self._events: queue.SimpleQueue[Thing | None] = queue.SimpleQueue()
         self._pods_of: dict[str, set[str]] = {}
         self._lock = threading.Lock()
         self._report: Callable[[str], None] = lambda _name: None
         self._log = structlog.get_logger("kubernetes")
-        selector = f"{SELECTOR},{names.LABEL_INSTANCE}={instance}"
+        self._selector = selector = f"{SELECTOR},{names.LABEL_INSTANCE}={instance}"
         self._jobs = Reflector(
             "Job",
             partial(self._batch.list_namespaced_job, namespace, label_selector=selector),
@@ -65,9 +66,7 @@ class KubernetesBackend:
     def create(self, job: Manifest) -> bool:
         name = job["metadata"]["name"]
         try:
-            self._batch.create_namespaced_job(
-                self._namespace, job, _preload_content=False, _request_timeout=_CREATE_TIMEOUT
-            ).read()
+            post(self._api, f"/apis/batch/v1/namespaces/{self._namespace}/jobs", job, _CREATE_TIMEOUT)
         except ApiException as error:
             if error.status != 409:
                 raise translated(error, f"the Job {name} could not be created") from error
@@ -110,6 +109,28 @@ class KubernetesBackend:
         except urllib3.exceptions.HTTPError as error:
             raise unreachable(error) from error
         return tuple(pod for pod in pods if job and pod["owner"] == job["metadata"]["uid"])
+
+    def jobs_now(self) -> Iterator[Thing]:
+        token = None
+        while token != "":
+            try:
+                response = self._batch.list_namespaced_job(
+                    self._namespace,
+                    label_selector=self._selector,
+                    limit=200,
+                    _continue=token,
+                    _preload_content=False,
+                    _request_timeout=_TIMEOUT,
+                )
+                page = json.loads(response.data)
+                token = page["metadata"].get("continue") or ""
+            except ApiException as error:
+                raise translated(error, "the Jobs could not be listed") from error
+            except urllib3.exceptions.HTTPError as error:
+                raise unreachable(error) from error
+            except (ValueError, KeyError, TypeError) as error:
+                raise BackendUnavailableError("the Jobs could not be listed: no list was answered") from error
+            yield from map(slim_job, page.get("items") or ())
 
     def names(self) -> list[str]:
         return self._jobs.names()
@@ -170,29 +191,11 @@ class KubernetesBackend:
         # The models volume is not mounted here. The trainer reads the file back before it says so.
         return True
 
+    def events(self, about: str) -> tuple[Thing, ...]:
+        return self._events.about(about)
+
     def record_event(self, job: Manifest, reason: str, message: str, *, warning: bool = False) -> None:
-        """Hand an Event to the thread that writes them: a lost Event loses no status."""
-        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        metadata = job["metadata"]
-        self._events.put(
-            {
-                "metadata": {"name": f"{metadata['name']}.{time.time_ns():x}"},
-                "involvedObject": {
-                    "apiVersion": "batch/v1",
-                    "kind": "Job",
-                    "name": metadata["name"],
-                    "namespace": self._namespace,
-                    "uid": metadata["uid"],
-                },
-                "type": "Warning" if warning else "Normal",
-                "reason": reason,
-                "message": redact(message)[:1000],
-                "source": {"component": "lora-trainer-dispatcher"},
-                "firstTimestamp": now,
-                "lastTimestamp": now,
-                "count": 1,
-            }
-        )
+        self._events.record(job, reason, message, warning=warning)
 
     def load(self) -> None:
         try:
@@ -210,7 +213,7 @@ class KubernetesBackend:
             for name, run, arguments in (
                 ("watch-jobs", self._jobs.run, (stop,)),
                 ("watch-pods", self._pods.run, (stop,)),
-                ("events", self._write_events, ()),
+                ("events", self._events.run, ()),
             )
         ]
         for thread in threads:
@@ -218,9 +221,10 @@ class KubernetesBackend:
         stop.wait()
         self._jobs.close()
         self._pods.close()
-        self._events.put(None)
+        self._events.close()
+        deadline = time.monotonic() + _STOP_SECONDS
         for thread in threads:
-            thread.join(5)
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def synced(self) -> bool:
         return self._jobs.synced.is_set() and self._pods.synced.is_set()
@@ -255,12 +259,3 @@ class KubernetesBackend:
             raise translated(error, f"the Job {name} could not be read") from error
         except urllib3.exceptions.HTTPError as error:
             raise unreachable(error) from error
-
-    def _write_events(self) -> None:
-        while (event := self._events.get()) is not None:
-            try:
-                self._core.create_namespaced_event(
-                    self._namespace, event, _preload_content=False, _request_timeout=_TIMEOUT
-                ).read()
-            except (ApiException, urllib3.exceptions.HTTPError) as error:
-                self._log.info("an Event could not be written", error=describe(error))

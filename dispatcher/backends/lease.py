@@ -16,7 +16,8 @@ import urllib3
 from kubernetes import client
 from kubernetes.client import ApiException
 
-from dispatcher.backends.kubernetes_client import describe
+from dispatcher.backends.kubernetes_client import describe, translated, unreachable
+from dispatcher.errors import DispatcherError
 
 _TIMEOUT: Final = (3, 5)
 
@@ -25,9 +26,9 @@ class Lease:
     """Tries to hold a Lease; `is_held` may be called from any thread.
 
     Args:
-        identity: who holds it; the pod's name and the process, so that a restarted container goes on at
-            once and two processes on one machine are told apart.
-        acquired: called when the hold begins, and when it was so late renewed that whoever asked for
+        identity: who holds it; no two living processes may share one.
+        prepare: called before a hold begins to count; while it raises DispatcherError, none does.
+        acquired: called when the hold has begun, and when it was so late renewed that whoever asked for
             some time of it may have been turned away.
         duration_seconds: a lease that was not renewed for so long is anybody's.
     """
@@ -38,6 +39,7 @@ class Lease:
         namespace: str,
         name: str,
         identity: str,
+        prepare: Callable[[], None],
         acquired: Callable[[], None],
         *,
         duration_seconds: int = 45,
@@ -47,6 +49,7 @@ class Lease:
         self._namespace = namespace
         self._name = name
         self._identity = identity
+        self._prepare = prepare
         self._acquired = acquired
         self._duration = duration_seconds
         self._renew_seconds = renew_seconds
@@ -62,20 +65,25 @@ class Lease:
     def run(self, stop: threading.Event) -> None:
         """Acquire and renew until stop is set, then let go."""
         while not stop.is_set():
-            held_until = self._held_until
             try:
-                renewed = self._acquire_or_renew()
-            except (ApiException, urllib3.exceptions.HTTPError) as error:
+                self._hold()
+            except (ApiException, urllib3.exceptions.HTTPError, DispatcherError) as error:
                 self._log.warning("the Lease could not be renewed", error=describe(error))
-                renewed = False
-            late = time.monotonic() + self._duration - 3 * self._renew_seconds >= held_until
-            if renewed and late:
-                self._log.info("this dispatcher relays now", lease=self._name)
-                self._acquired()
             stop.wait(self._renew_seconds)
         self._let_go()
 
-    def _acquire_or_renew(self) -> bool:
+    def _hold(self) -> None:
+        held_until = self._acquire_or_renew()
+        late = time.monotonic() + self._duration - 3 * self._renew_seconds >= self._held_until
+        if held_until and late:
+            self._prepare()
+        self._held_until = held_until
+        if held_until and late:
+            self._log.info("this dispatcher relays now", lease=self._name)
+            self._acquired()
+
+    def _acquire_or_renew(self) -> float:
+        """Return until when the Lease is held, in seconds of the monotonic clock; 0 when another has it."""
         asked_at = time.monotonic()
         try:
             lease = self._leases.read_namespaced_lease(self._name, self._namespace, _request_timeout=_TIMEOUT)
@@ -86,15 +94,13 @@ class Lease:
             self._leases.create_namespaced_lease(self._namespace, body, _request_timeout=_TIMEOUT)
         else:
             if not self._may_take(lease):
-                self._held_until = 0.0
-                return False
+                return 0.0
             # The resourceVersion in it makes the second of two that try fail with 409.
             lease.spec = self._spec(lease.spec)
             self._leases.replace_namespaced_lease(
                 self._name, self._namespace, lease, _request_timeout=_TIMEOUT
             )
-        self._held_until = asked_at + self._duration
-        return True
+        return asked_at + self._duration
 
     def _may_take(self, lease: Any) -> bool:
         """Another's lease is free once it has stood unchanged for its duration, by our own clock."""
@@ -130,3 +136,26 @@ class Lease:
                 )
         except (ApiException, urllib3.exceptions.HTTPError) as error:
             self._log.info("the Lease was not handed back; it runs out by itself", error=describe(error))
+
+
+def holder_of(api: client.ApiClient, namespace: str, name: str) -> str | None:
+    """Return who holds a Lease now, None when nobody does.
+
+    Raises:
+        DispatcherError: the API server does not answer, or forbids it.
+    """
+    try:
+        lease = client.CoordinationV1Api(api).read_namespaced_lease(
+            name, namespace, _request_timeout=_TIMEOUT
+        )
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        raise translated(error, f"the Lease {name} could not be read") from error
+    except urllib3.exceptions.HTTPError as error:
+        raise unreachable(error) from error
+    spec = lease.spec
+    if not spec or not spec.holder_identity or not spec.renew_time:
+        return None
+    age = datetime.now(UTC) - spec.renew_time
+    return str(spec.holder_identity) if age.total_seconds() < (spec.lease_duration_seconds or 0) else None

@@ -5,14 +5,10 @@ on without it, when it starts again. As many trainings run at once as there are 
 """
 
 import copy
-import fcntl
-import json
 import os
-import shutil
 import signal
 import threading
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,8 @@ from typing import Any
 import structlog
 
 from dispatcher.backends import Snapshot
-from dispatcher.backends.local_pod import LocalPod, write_json
+from dispatcher.backends.gpus import free_gpus
+from dispatcher.backends.local_pod import LocalPod
 from dispatcher.backends.local_status import (
     Action,
     Finish,
@@ -31,6 +28,7 @@ from dispatcher.backends.local_status import (
     next_action,
     terminated,
 )
+from dispatcher.backends.local_store import LocalStore
 from dispatcher.backends.merge_patch import merge_patch
 from dispatcher.errors import BackendUnavailableError, DispatcherError, JobConflictError, StaleJobError
 from dispatcher.job import Manifest, same_request, trainer_container
@@ -61,7 +59,7 @@ class LocalBackend:
         *,
         owner: bool = True,
     ) -> None:
-        self._jobs_dir = state_dir.resolve() / "jobs"
+        self._store = LocalStore(state_dir)
         self._models_dir = models_dir.resolve()
         self._slots = slots
         self._first_backoff = first_backoff
@@ -74,25 +72,14 @@ class LocalBackend:
         self._wake = threading.Event()
         self._closed = False
         self._log = structlog.get_logger("local")
-        self._jobs_dir.mkdir(parents=True, exist_ok=True)
         self._is_owner = owner
         if owner:
-            self._own(state_dir)
+            self._store.own()
         self.load()
         if owner:
             for name, pods in self._pods.items():
                 for pod in pods:
                     self._follow(name, pod)
-
-    def _own(self, state_dir: Path) -> None:
-        self._owner = (state_dir / "lock").open("a")
-        try:
-            fcntl.flock(self._owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._owner.close()
-            raise DispatcherError(
-                f"another dispatcher runs with LOCAL_STATE_DIR={state_dir}; stop it, or name another folder"
-            ) from error
 
     def create(self, job: Manifest) -> bool:
         name = job["metadata"]["name"]
@@ -104,18 +91,8 @@ class LocalBackend:
                         f"task_id was used before for another request, whose Job is {name}"
                     )
                 return False
-            stored = copy.deepcopy(job)
-            stored["metadata"] |= {
-                "uid": str(uuid.uuid4()),
-                "resourceVersion": "1",
-                "creationTimestamp": datetime.now(UTC).isoformat(),
-            }
-            stored["status"] = {}
             try:
-                if (self._jobs_dir / name).exists():
-                    shutil.rmtree(self._jobs_dir / name)  # its create, or its removal, was cut off
-                (self._jobs_dir / name).mkdir()
-                write_json(self._jobs_dir / name / "job.json", stored)
+                stored = self._store.add(job)
             except OSError as error:
                 raise BackendUnavailableError(f"the Job {name} cannot be written: {error}") from error
             self._jobs[name], self._pods[name] = stored, []
@@ -133,6 +110,15 @@ class LocalBackend:
     def pods_now(self, name: str) -> tuple[Manifest, ...]:
         snapshot = self.snapshot(name)
         return snapshot.pods if snapshot else ()
+
+    def jobs_now(self) -> Iterator[Manifest]:
+        for name in self.names():
+            snapshot = self.snapshot(name)
+            if snapshot:
+                yield snapshot.job
+
+    def events(self, about: str) -> tuple[Manifest, ...]:
+        return ()  # the status of a Job of this machine says it all
 
     def names(self) -> list[str]:
         with self._lock:
@@ -173,6 +159,11 @@ class LocalBackend:
 
     def silent_for(self) -> float:
         return 0.0
+
+    def load(self) -> None:
+        found = self._store.read()
+        self._jobs = {name: job for name, (job, _) in found.items()}
+        self._pods = {name: pods for name, (_, pods) in found.items()}
 
     def run(self, changed: Callable[[str], None], stop: threading.Event) -> None:
         """Play the Job controller until stop is set; then interrupt what runs: it resumes next time."""
@@ -228,9 +219,8 @@ class LocalBackend:
                 self._touch(name)
                 return datetime.now(UTC)
             case Remove():
-                (self._jobs_dir / name / "job.json").unlink()  # from here on it does not count
+                self._store.remove(name)
                 del self._jobs[name], self._pods[name]
-                shutil.rmtree(self._jobs_dir / name)
                 self._changed(name)
                 return None
             case Nothing(at):
@@ -238,7 +228,7 @@ class LocalBackend:
 
     def _start(self, name: str, job: Manifest, slots: list[str]) -> None:
         pods = self._pods[name]
-        pod = LocalPod(self._jobs_dir / name / "pods" / f"{name}-{len(pods) + 1}")
+        pod = self._store.new_pod(name, len(pods) + 1)
         pod.start(job, self._models_dir, slots, self._environment)
         pods.append(pod)
         self._log.info("training started", job=name, attempt=len(pods), log=str(pod.folder / "log"))
@@ -281,21 +271,13 @@ class LocalBackend:
             self._wake.wait(0.5)
         for pod in running:
             pod.signal(signal.SIGKILL)
-        self._owner.close()
+        self._store.disown()
 
     def _free_slots(self, wanted: int) -> list[str]:
         if self._closed:
             return []
-        taken = {
-            slot
-            for pods in self._pods.values()
-            for pod in pods
-            if terminated(pod.pod) is None
-            for slot in pod.slots
-        }
-        free = [slot for slot in self._slots if slot not in taken]
-        wanted = min(max(1, wanted), len(self._slots))
-        return free[:wanted] if len(free) >= wanted else []
+        running = [pod for pods in self._pods.values() for pod in pods if terminated(pod.pod) is None]
+        return free_gpus(self._slots, {slot for pod in running for slot in pod.slots}, wanted)
 
     def _touch(self, name: str) -> None:
         self._wake.set()
@@ -306,17 +288,7 @@ class LocalBackend:
         return str(job["metadata"]["creationTimestamp"]) if job else ""
 
     def _save(self, name: str) -> None:
-        job = self._jobs[name]
-        job["metadata"]["resourceVersion"] = str(int(job["metadata"]["resourceVersion"]) + 1)
-        write_json(self._jobs_dir / name / "job.json", job)
-
-    def load(self) -> None:
-        for folder in sorted(self._jobs_dir.iterdir()):
-            if not (folder / "job.json").exists():
-                continue  # the create was cut off before it counted: its message comes again
-            self._jobs[folder.name] = json.loads((folder / "job.json").read_text())
-            attempts = sorted((folder / "pods").glob("*/pod.json"), key=lambda path: path.stat().st_ctime)
-            self._pods[folder.name] = [LocalPod.load(path.parent) for path in attempts]
+        self._store.save(self._jobs[name])
 
 
 def _gpus(job: Manifest) -> int:

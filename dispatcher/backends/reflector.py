@@ -123,7 +123,7 @@ class Reflector:
             )
             page = json.loads(response.data)
             for thing in page.get("items") or ():
-                listed[thing["metadata"]["name"]] = self._pack(thing)
+                listed[thing["metadata"]["name"]] = _pack(self._slim(thing))
             version, token = page["metadata"]["resourceVersion"], page["metadata"].get("continue")
             if not token:
                 break
@@ -137,9 +137,6 @@ class Reflector:
             self._changed(json.loads(removed))
         self.synced.set()
         return str(version)
-
-    def _pack(self, thing: Thing) -> bytes:
-        return json.dumps(self._slim(thing), separators=(",", ":")).encode()
 
     def _watch(self, version: str) -> str:
         """Follow the changes since a version until the server ends the stream; return the last version."""
@@ -173,14 +170,18 @@ class Reflector:
                 raise _GoneError
             raise ValueError(f"the watch ended: {thing.get('message')}")
         if kind != "BOOKMARK":
-            name, packed = thing["metadata"]["name"], self._pack(thing)
+            name, slim = thing["metadata"]["name"], self._slim(thing)
             with self._lock:
                 if kind == "DELETED":
                     self._things.pop(name, None)
                 else:
-                    self._things[name] = packed
-            self._changed(json.loads(packed))
+                    self._things[name] = _pack(slim)
+            self._changed(slim)
         return _version(thing)
+
+
+def _pack(thing: Thing) -> bytes:
+    return json.dumps(thing, separators=(",", ":")).encode()
 
 
 def _events(response: urllib3.HTTPResponse) -> Iterator[Thing]:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from kubernetes import client
+
 from dispatcher.allowed_hosts import AllowedHosts
 from dispatcher.backends.kubernetes import KubernetesBackend
 from dispatcher.job import JobOptions, Manifest, build_job, load_template
@@ -17,6 +19,7 @@ from dispatcher.webhook import Webhook
 from job_contract.outcome import TrainingResult, encode
 from job_contract.request import TrainingRequest
 from tests.dispatcher.support import wait_until
+from tests.parts.api_server import ApiServer
 from tests.parts.receiver import Patch, Receiver
 
 TEMPLATE = load_template(None)
@@ -30,6 +33,20 @@ def new_job(receiver: Receiver, task: str = "task-1", style: int | str = 42, **o
         style_id=style, image_paths=["/data/a.jpg"], task_id=task, webhook_url=receiver.status_url(style)
     )
     return build_job(request, TEMPLATE, JobOptions(**options))
+
+
+def name_of(job: Manifest) -> str:
+    return str(job["metadata"]["name"])
+
+
+def annotations(api_server: ApiServer, name: str) -> dict[str, str]:
+    job = api_server.get("jobs", name)
+    return dict(job["metadata"].get("annotations") or {}) if job else {}
+
+
+def batch_api(api_server: ApiServer) -> client.BatchV1Api:
+    """An administrator's."""
+    return client.BatchV1Api(api_server.client(admin=True))
 
 
 class Watching:
@@ -91,7 +108,7 @@ def told(receiver: Receiver, style: int | str = 42) -> list[str | None]:
     seen: set[str] = set()
     statuses: list[str | None] = []
     for patch in receiver.patches:
-        identity = patch.headers["webhook-id"]
+        identity = patch.headers.get("webhook-id", "")
         if (
             patch.path == path
             and patch.answered == 200

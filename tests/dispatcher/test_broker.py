@@ -179,7 +179,7 @@ def test_a_handler_that_raises_loses_nothing_and_stops_nothing(amqp: Amqp) -> No
         wait_until(lambda: is_empty(amqp))
 
 
-def test_postponing_cancels_the_consumer_and_holds_nothing(amqp: Amqp) -> None:
+def test_18_postponing_cancels_the_consumer_and_holds_nothing(amqp: Amqp) -> None:
     """Held messages run into consumer_timeout while a cluster is full, which closes the channel."""
     full = threading.Event()
     full.set()
@@ -208,7 +208,7 @@ def test_consumption_starts_again_by_itself_after_the_wait(amqp: Amqp) -> None:
         wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
 
 
-def test_a_connection_cut_between_handling_and_ack_brings_the_message_again(
+def test_17_a_connection_cut_between_handling_and_ack_brings_the_message_again(
     amqp: Amqp, proxy: TcpProxy
 ) -> None:
     seen: list[bytes] = []
@@ -256,7 +256,7 @@ def test_a_broker_that_is_away_is_come_back_to(amqp: Amqp, proxy: TcpProxy) -> N
         wait_until(lambda: len(seen) == 1)
 
 
-def test_a_queue_deleted_mid_run_is_declared_anew(amqp: Amqp) -> None:
+def test_19_a_queue_deleted_mid_run_is_declared_anew(amqp: Amqp) -> None:
     seen: list[bytes] = []
 
     def handle(body: bytes, _message_id: str | None) -> Verdict:
@@ -281,7 +281,7 @@ def test_deleting_the_dead_letter_queue_loses_no_refused_message(amqp: Amqp) -> 
     assert taken[1] == body
 
 
-def test_the_declaration_is_the_publishers_own(amqp: Amqp) -> None:
+def test_19_the_declaration_is_the_publishers_own(amqp: Amqp) -> None:
     """Any other argument is a 406 to whoever declares second."""
     with consuming(amqp.url, amqp.queues, lambda _b, _i: Ack()) as broker:
         wait_until(lambda: broker.connected)
@@ -291,7 +291,7 @@ def test_the_declaration_is_the_publishers_own(amqp: Amqp) -> None:
                 channel.queue_declare(queue, durable=True)
 
 
-def test_a_slow_handler_does_not_stall_the_heartbeats(amqp: Amqp) -> None:
+def test_17_a_slow_handler_does_not_stall_the_heartbeats(amqp: Amqp) -> None:
     may_go = threading.Event()
 
     def handle(_body: bytes, _message_id: str | None) -> Verdict:

@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import standardwebhooks
@@ -54,28 +54,81 @@ class Trainings:
         return Run(seconds=seconds)
 
 
-def make_trouble(
-    stop: threading.Event, server: ApiServer, proxy: TcpProxy, receiver: Receiver, dice: random.Random
-) -> None:
-    troubles: list[Callable[[], object]] = [
-        lambda: server.inject(Fault(500, times=2)),
-        lambda: server.inject(Fault(429, headers={"Retry-After": "1"}, verb="create", resource="jobs")),
-        lambda: server.inject(Fault(503, body=b"<html>", verb="patch")),
-        lambda: server.inject(Fault(reset=True, after=True, verb="create", resource="jobs", times=2)),
-        lambda: server.inject(Fault(reset=True, after=True, verb="patch", resource="jobs")),
-        lambda: server.inject(Fault(500, after=True, verb="patch", resource="jobs")),
-        lambda: server.inject(Fault(409, verb="create", resource="jobs")),
-        lambda: server.inject(Fault(500, verb="list", resource="pods")),
-        server.compact,
-        lambda: server.compact(gone_as_status=True),
-        lambda: server.end_watches("close"),
-        lambda: server.end_watches("reset"),
-        lambda: server.end_watches("expire"),
-        server.cut_connections,
-        proxy.cut,
-    ]
-    while not stop.wait(dice.uniform(0.05, 0.3)):
-        dice.choice(troubles)()
+class Trouble:
+    """Makes every kind of trouble again and again, in random order, in a thread until the block ends."""
+
+    def __init__(self, server: ApiServer, proxy: TcpProxy, dice: random.Random) -> None:
+        self._server = server
+        self._proxy = proxy
+        self._dice = dice
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._faults: list[tuple[str, Fault]] = []
+        self._cuts: Counter[str] = Counter()
+        """How many open connections each kind has ended."""
+        self._kinds: dict[str, Callable[[], Fault | int | None]] = {
+            "500": lambda: Fault(500, verb="create", resource="jobs"),
+            "429": lambda: Fault(429, headers={"Retry-After": "1"}, verb="create", resource="jobs"),
+            "503 without JSON": lambda: Fault(503, body=b"<html>", verb="patch"),
+            "create cut off": lambda: Fault(reset=True, after=True, verb="create", resource="jobs", times=2),
+            "patch cut off": lambda: Fault(reset=True, after=True, verb="patch", resource="jobs"),
+            "500 though done": lambda: Fault(500, after=True, verb="patch", resource="jobs"),
+            "409": lambda: Fault(409, verb="create", resource="jobs"),
+            "no list": lambda: Fault(500, verb="list", resource="pods"),
+            "410 to a list or watch": server.compact,
+            "410 as a status": lambda: server.compact(gone_as_status=True),
+            "410 in a watch": lambda: self._end_watches("expire"),
+            "watch ends": lambda: self._end_watches("close"),
+            "watch cut off": lambda: self._end_watches("reset"),
+            "API server cut off": server.cut_connections,
+            "RabbitMQ cut off": self._cut_rabbitmq,
+        }
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._server.clear_faults()
+
+    def _run(self) -> None:
+        while True:
+            for kind, make in self._dice.sample(list(self._kinds.items()), len(self._kinds)):
+                if self._stop.wait(self._dice.uniform(0.05, 0.3)):
+                    return
+                made = make()
+                if isinstance(made, Fault):
+                    self._faults.append((kind, self._server.inject(made)))
+                elif made is not None:
+                    self._cuts[kind] += made
+
+    def _end_watches(self, how: str) -> int:
+        watches = self._once_open(lambda: self._server.open_watches)
+        self._server.end_watches(how)
+        return watches
+
+    def _cut_rabbitmq(self) -> int:
+        connections = self._once_open(lambda: self._proxy.connections)
+        self._proxy.cut()
+        return connections
+
+    def _once_open(self, count: Callable[[], int]) -> int:
+        """A dispatcher that starts has nothing open yet."""
+        while not (number := count()) and not self._stop.wait(0.01):
+            pass
+        return number
+
+    def check(self, receiver: Receiver) -> None:
+        """Nothing was proved by trouble that did not strike."""
+        struck = Counter(self._cuts)
+        for kind, fault in self._faults:
+            struck[kind] += fault.hits
+        assert len(struck) == 12
+        assert all(struck.values()), struck
+        assert {request.status for request in self._server.requests} >= {0, 409, 429, 500, 503}
+        assert {patch.answered for patch in receiver.patches} == {0, 200, 401, 503}
 
 
 def answers(dice: random.Random) -> Callable[[Patch], Answer]:
@@ -92,8 +145,15 @@ def answers(dice: random.Random) -> Callable[[Patch], Answer]:
     return answer
 
 
-def publish_with_repetitions(amqp: Amqp, dice: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Publish good and bad messages, some twice; return both kinds by task_id."""
+def wait_for_the_moment(dice: random.Random, receiver: Receiver, *, into_its_start: bool) -> None:
+    """Wait for a random number of further PATCHes, so that a slow machine is killed at work too."""
+    until = time.monotonic() + (dice.uniform(0.2, 1.2) if into_its_start else 5)
+    seen, more = len(receiver.patches), dice.randint(1, 25)
+    wait_until(lambda: time.monotonic() > until or len(receiver.patches) >= seen + more)
+
+
+def good_and_bad_messages() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return both kinds by task_id."""
     good, bad = {}, {}
     for number in range(MESSAGES):
         body = message(style_id=number % STYLES, num_epochs=10)
@@ -102,10 +162,6 @@ def publish_with_repetitions(amqp: Amqp, dice: random.Random) -> tuple[dict[str,
             bad[body["task_id"]] = body
         else:
             good[body["task_id"]] = body
-    bodies = [*good.values(), *bad.values()]
-    bodies += dice.sample(list(good.values()), 10)  # published twice: the same identity
-    dice.shuffle(bodies)
-    amqp.publish_all(bodies)
     return good, bad
 
 
@@ -118,8 +174,11 @@ def test_nothing_is_lost_or_told_twice_or_out_of_order_whatever_fails(
     trainings = Trainings(api_server, dice)
     controller.run_all(trainings)
     receiver.answer = answers(dice)
+    good, bad = good_and_bad_messages()
+    bodies = [*good.values(), *bad.values()]
+    bodies += dice.sample(list(good.values()), 10)  # published twice: the same identity
+    dice.shuffle(bodies)
     parts = urlsplit(amqp.url)
-    stop = threading.Event()
     with TcpProxy(parts.hostname or "", parts.port or 5672) as proxy:
         dispatcher = Dispatcher(
             tmp_path,
@@ -129,22 +188,15 @@ def test_nothing_is_lost_or_told_twice_or_out_of_order_whatever_fails(
             JOB_BACKEND="kubernetes",
             KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
         )
-        trouble = threading.Thread(target=make_trouble, args=(stop, api_server, proxy, receiver, dice))
+        trouble = Trouble(api_server, proxy, dice)
         with dispatcher:
-            good, bad = publish_with_repetitions(amqp, dice)
-            trouble.start()
-            try:
-                for _ in range(KILLS):
-                    # Into its start, into the thick of it, and near the end.
-                    pause = time.monotonic() + dice.choice([0.5, 1.0, 1.2, 1.5, 2.0])
-                    wait_until(lambda until=pause: time.monotonic() > until)  # type: ignore[misc]
+            with trouble:
+                for number in range(KILLS):
+                    amqp.publish_all(bodies[number::KILLS])
+                    wait_for_the_moment(dice, receiver, into_its_start=number % 4 == 3)
                     assert dispatcher.running, "it ended by itself"
                     dispatcher.kill()
                     dispatcher.start()
-            finally:
-                stop.set()
-                trouble.join()
-            api_server.clear_faults()
             receiver.answer = None
             wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1), 30, "the queue is empty")
             wait_until(lambda: amqp.depth(amqp.queues.notices) == 0, 30, "no notice is left")
@@ -157,6 +209,7 @@ def test_nothing_is_lost_or_told_twice_or_out_of_order_whatever_fails(
     check_dead_letters(amqp, bad)
     check_statuses(api_server, receiver, good, bad)
     assert trainings.at_once == []
+    trouble.check(receiver)
 
 
 def is_held(job: dict[str, Any]) -> bool:

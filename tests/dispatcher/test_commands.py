@@ -2,24 +2,32 @@
 
 import json
 import logging
+import subprocess
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pika
 import pytest
 import structlog
+from kubernetes.client import CoordinationV1Api
 
 from dispatcher.__main__ import main
 from dispatcher.backends.kubernetes import KubernetesBackend
+from dispatcher.backends.lease import Lease
 from dispatcher.backends.local import LocalBackend
 from dispatcher.job import trainer_container
-from dispatcher.queues import REASON_HEADER
+from dispatcher.queues import REASON_HEADER, refusal_key
+from dispatcher.refusals import Refusals
+from dispatcher.relay_step import PROCESSING_ANNOTATION
+from dispatcher.style_lanes import hold
 from job_contract import names
-from tests.dispatcher.cluster import new_job
+from tests.dispatcher.cluster import RESULT, batch_api, new_job, wait_told
+from tests.dispatcher.process import Dispatcher
 from tests.dispatcher.support import Amqp, message, wait_until
-from tests.parts.api_server import ApiServer
+from tests.parts.api_server import ApiServer, Fault
 from tests.parts.job_controller import JobController
 from tests.parts.ports import free_port
 from tests.parts.receiver import Receiver
@@ -140,7 +148,8 @@ def test_submit_wait_follows_a_training_to_its_end(
     job = new_job(receiver, "task-9")
     name = job["metadata"]["name"]
     codes: list[int] = []
-    arguments = ["submit", "--style-id", "42", "--images", "/data/a.jpg", "--task-id", "task-9", "--wait"]
+    arguments = ["submit", "--style-id", "42", "--images", "/data/a.jpg", "--task-id", "task-9"]
+    arguments += ["--webhook-url", receiver.status_url(42), "--wait"]
     thread = threading.Thread(target=lambda: codes.append(main(arguments)))
     thread.start()
     printed = _Printed(capsys)
@@ -156,6 +165,77 @@ def test_submit_wait_follows_a_training_to_its_end(
     assert codes == [returned]
     end = "INVALID_IMAGES: b.png is truncated." if exit_code else "lora_weights.safetensors"
     assert end in printed.text()
+
+
+@pytest.fixture
+def dispatcher(tmp_path: Path, amqp: Amqp, cluster: ApiServer, receiver: Receiver) -> Iterator[Dispatcher]:
+    """A dispatcher that runs; its `command` are those of a person beside it."""
+    kubeconfig = str(cluster.kubeconfig(tmp_path / "kubeconfig"))
+    with Dispatcher(
+        tmp_path, amqp.url, amqp.queues, receiver, JOB_BACKEND="kubernetes", KUBECONFIG=kubeconfig
+    ) as running:
+        wait_until(lambda: amqp.state(amqp.queues.work)[1] == 1, 20, "it consumes")
+        yield running
+
+
+def test_submit_wait_ends_with_the_reason_when_its_message_becomes_a_dead_letter(
+    dispatcher: Dispatcher, amqp: Amqp
+) -> None:
+    """It waited for ever: such a message has no Job to look at."""
+    ended = dispatcher.command(
+        *("submit", "--style-id", "42", "--images", "/a", "--webhook-url", "http://elsewhere/x", "--wait")
+    )
+    assert ended.returncode == 65
+    assert "refused: webhook_url names the host elsewhere" in ended.stdout
+    assert amqp.state(amqp.queues.dead) == (1, 0)
+
+
+def test_submit_wait_ends_when_its_task_id_is_that_of_another_training(
+    dispatcher: Dispatcher, cluster: ApiServer, controller: JobController, receiver: Receiver
+) -> None:
+    """The Job of that name is the other's: followed to its end, it would be taken for this one."""
+    same = ("submit", "--style-id", "42", "--images", "/a", "--task-id", "same")
+    assert dispatcher.command(*same, "--epochs", "10").returncode == 0
+    [job] = cluster.wait_for(lambda: cluster.all("jobs"))
+    controller.finish(job["metadata"]["name"], 0, RESULT)
+    wait_told(receiver, "processing", "completed")
+    ended = dispatcher.command(*same, "--epochs", "20", "--wait")
+    assert ended.returncode == 65
+    assert "task_id" in ended.stdout
+    # Sent again as it was, it is the same training, and that one has completed.
+    assert dispatcher.command(*same, "--epochs", "10", "--wait").returncode == 0
+
+
+def test_submit_wait_ends_when_its_job_goes_and_not_when_the_cluster_does_not_answer_for_once(
+    dispatcher: Dispatcher, cluster: ApiServer, controller: JobController
+) -> None:
+    arguments = ("submit", "--style-id", "42", "--images", "/a", "--wait")
+    ended: list[subprocess.CompletedProcess[str]] = []
+    waiting = threading.Thread(target=lambda: ended.append(dispatcher.command(*arguments)))
+    waiting.start()
+    [job] = cluster.wait_for(lambda: cluster.all("jobs"), 20)
+    controller.start_pod(job["metadata"]["name"])
+    lists = cluster.count("list", "jobs")
+    fault = cluster.inject(Fault(500, verb="list", resource="jobs"))
+    wait_until(lambda: fault.hits == 1)
+    wait_until(lambda: cluster.count("list", "jobs") > lists + 1)
+    batch_api(cluster).delete_namespaced_job(
+        job["metadata"]["name"], cluster.namespace, propagation_policy="Background"
+    )
+    wait_until(lambda: any("deletionTimestamp" in pod["metadata"] for pod in cluster.all("pods")))
+    controller.end_deleted_pods()
+    waiting.join(30)
+    # As it goes it is still seen as failed, or it is gone already.
+    assert ended[0].returncode in (69, 70)
+    assert "not seen now" in ended[0].stdout
+
+
+def test_two_that_wait_hear_of_their_own_refusal_only(amqp: Amqp) -> None:
+    with Refusals(amqp.url, amqp.queues, b"one") as one, Refusals(amqp.url, amqp.queues, b"two") as two:
+        with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+            connection.channel().basic_publish(amqp.queues.refusals, refusal_key(b"two"), b"it is bad")
+        wait_until(lambda: two.wait(0.05) == "it is bad")
+        assert one.wait(0.05) is None
 
 
 class _Printed:
@@ -196,6 +276,18 @@ def test_status_shows_each_training_of_a_cluster(
     assert "INVALID_IMAGES: b.png is bad." in second
 
 
+def test_status_says_what_only_events_say_of_a_training_that_does_not_start(
+    cluster: ApiServer, controller: JobController, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = new_job(receiver)
+    KubernetesBackend(cluster.client(), cluster.namespace, "lora-trainer").create(job)
+    controller.sync(job["metadata"]["name"])
+    forbidden = 'Error creating: pods "x" is forbidden: exceeded quota: gpus'
+    controller.record(controller.job(job["metadata"]["name"]), "FailedCreate", forbidden)
+    assert main(["status"]) == 0
+    assert "exceeded quota: gpus" in capsys.readouterr().out
+
+
 def test_status_looks_on_beside_a_local_dispatcher(
     tmp_path: Path, receiver: Receiver, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,8 +302,10 @@ def test_status_looks_on_beside_a_local_dispatcher(
         printed = _Printed(capsys)
         wait_until(lambda: main(["status"]) == 0 and " failed " in printed.text())
         assert job["metadata"]["name"] in printed.text()
-        # Only the dispatcher that runs may change them.
-        assert main(["release"]) == 69
+        assert main(["release"]) == 0
+        said = capsys.readouterr().out
+        assert "Nothing to release" in said
+        assert str(tmp_path / "state") in said
     finally:
         stop.set()
         thread.join(20)
@@ -268,6 +362,123 @@ def test_check_finds_all_well(cluster: ApiServer, capsys: pytest.CaptureFixture[
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5
     assert all(line.startswith("ok ") for line in lines)
+
+
+def test_check_says_how_many_requests_wait_and_were_refused(
+    amqp: Amqp, cluster: ApiServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    amqp.publish(message(1))
+    assert main(["check"]) == 0
+    assert f"1 requests wait in {amqp.queues.work} for 0 dispatchers" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "advice"),
+    [
+        ("guest:guest", "guest:wrong", "the user and the password in AMQP_URL"),
+        ("%2F", "nowhere", "check the virtual host"),
+        ("127.0.0.1", "nowhere.invalid", "check that it runs"),
+        ("amqp://", "", "check that it runs"),
+    ],
+)
+def test_check_says_what_to_do_about_the_broker(
+    amqp: Amqp,
+    settings: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    old: str,
+    new: str,
+    advice: str,
+) -> None:
+    settings.setenv("AMQP_URL", amqp.url.replace(old, new))
+    assert main(["check"]) == 69
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.startswith("FAIL  RabbitMQ: ")
+    assert advice in line
+    assert "guest:" not in line
+
+
+def test_check_tells_a_queue_that_was_declared_otherwise(
+    amqp: Amqp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        connection.channel().queue_declare(amqp.queues.dead, durable=True, arguments={"x-max-length": 5})
+    assert main(["check"]) == 69
+    assert "delete the queue" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("variable", ["MODELS_DIR", "LOCAL_STATE_DIR"])
+def test_check_names_a_local_folder_that_cannot_be_used(
+    tmp_path: Path, settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    settings.setenv(variable, str(tmp_path / "file" / "folder"))
+    assert main(["check"]) == 69
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FAIL")]
+    assert len(failed) == 1
+    assert f"set {variable} to a folder of yours" in failed[0]
+
+
+def test_status_names_a_state_folder_that_cannot_be_used(
+    tmp_path: Path, settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    settings.setenv("LOCAL_STATE_DIR", str(tmp_path / "file" / "folder"))
+    assert main(["status"]) == 69
+    assert "LOCAL_STATE_DIR" in capsys.readouterr().err
+
+
+def test_status_calls_told_only_what_the_backend_took(
+    cluster: ApiServer, controller: JobController, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training that runs was shown as told while the backend was down."""
+    job = new_job(receiver)
+    backend = KubernetesBackend(cluster.client(), cluster.namespace, "lora-trainer")
+    backend.create(job)
+    controller.start_pod(job["metadata"]["name"])
+    assert main(["status"]) == 0
+    told = {"metadata": {"annotations": {PROCESSING_ANNOTATION: "processing 2026-11-24T08:00:00+00:00"}}}
+    backend.patch(job["metadata"]["name"], told)
+    assert main(["status"]) == 0
+    before, after = [line.split() for line in capsys.readouterr().out.splitlines() if "running" in line]
+    assert (before[5], after[5]) == ("-", "processing")
+
+
+def test_status_says_that_a_training_waits_for_its_style(
+    cluster: ApiServer, receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = new_job(receiver)
+    hold(job, 1)
+    KubernetesBackend(cluster.client(), cluster.namespace, "lora-trainer").create(job)
+    assert main(["status"]) == 0
+    assert "its turn comes when no other training of its style" in capsys.readouterr().out
+
+
+def test_check_says_who_relays(
+    cluster: ApiServer, settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings.setenv("LEASE_NAME", "relay")
+    said: list[str] = []
+
+    def look() -> None:
+        assert main(["check"]) == 0
+        said.append(capsys.readouterr().out.splitlines()[-1])
+
+    look()
+    stop = threading.Event()
+    lease = Lease(cluster.client(), cluster.namespace, "relay", "pod-a", look, stop.set)
+    lease.run(stop)  # until it is held; then it is handed back
+    leases = CoordinationV1Api(cluster.client())
+    held = leases.read_namespaced_lease("relay", cluster.namespace)
+    held.spec.holder_identity = "pod-b"
+    leases.replace_namespaced_lease("relay", cluster.namespace, held)
+    look()
+    held = leases.read_namespaced_lease("relay", cluster.namespace)
+    held.spec.renew_time = datetime(2026, 1, 1, tzinfo=UTC)
+    leases.replace_namespaced_lease("relay", cluster.namespace, held)
+    look()
+    assert "held by nobody" in said[0]
+    assert said[1:3] == ["ok    Lease relay is held by pod-a", "ok    Lease relay is held by pod-b"]
+    assert "held by nobody" in said[3]
 
 
 def test_check_names_each_thing_that_is_missing(

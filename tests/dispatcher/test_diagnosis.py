@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Phase, diagnose
+from dispatcher.stuck import Unexplained
 from job_contract.outcome import FailureCode, TrainingFailure, TrainingResult
 
 RESULT = '{"model_path":"/models/42/lora_weights.safetensors","loss":0.1,"epochs":200,"seconds":61.5}'
@@ -136,6 +137,7 @@ def test_a_container_that_runs_has_started() -> None:
 def test_nothing_has_started_while_the_container_does_not_run(pods: list[dict[str, Any]]) -> None:
     diagnosis = diagnose(job(active=1), pods)
     assert (diagnosis.phase, diagnosis.started, diagnosis.stuck) == (Phase.WAITING, False, None)
+    assert len(pods) == 0 or diagnosis.unexplained is None
 
 
 # What is no end, though it looks like one
@@ -269,10 +271,42 @@ def test_the_deadline_goes_before_what_it_did_to_the_pod(pods: list[dict[str, An
     assert "7200 seconds" in told.failure_reason
 
 
-def test_a_failed_job_whose_pods_are_gone_says_what_is_still_known() -> None:
-    told = failure(job(FAILURE_TARGET, FAILED, failed=4))
+def by_policy(exit_code: int, index: int = 0) -> list[dict[str, Any]]:
+    text = (
+        f"Container trainer for pod default/lora-42-x7k2p failed with exit code {exit_code} matching "
+        f"FailJob rule at index {index}"
+    )
+    return [condition(kind, "PodFailurePolicy", text) for kind in ("FailureTarget", "Failed")]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "code", "words"),
+    [
+        ((FAILURE_TARGET, FAILED), FailureCode.TRAINING_ERROR, "backoff limit"),
+        (by_policy(64), FailureCode.INVALID_REQUEST, "the command in the Job template"),
+        (by_policy(65), FailureCode.INVALID_REQUEST, "check the images and the request"),
+        (by_policy(78), FailureCode.TRAINING_ERROR, "check its settings"),
+        (by_policy(9), FailureCode.TRAINING_ERROR, "exit code 9 "),
+        ([condition("Failed", "PodFailurePolicy")], FailureCode.TRAINING_ERROR, "PodFailurePolicy"),
+        ([condition("Failed", "BackoffLimitExceeded")], FailureCode.TRAINING_ERROR, "Every attempt"),
+        ([condition("Failed")], FailureCode.TRAINING_ERROR, "no reason"),
+    ],
+    ids=str,
+)
+def test_7_a_failed_job_whose_pods_are_gone_says_what_is_still_known_and_what_is_not(
+    conditions: list[dict[str, Any]], code: FailureCode, words: str
+) -> None:
+    """A TTL of 0 that runs out while no dispatcher runs takes the pods and their last words first."""
+    told = failure(job(*conditions, failed=1))
+    assert told.failure_code is code
+    assert words in told.failure_reason
+    assert "its pods are gone, and with them what they had to say" in told.failure_reason
+
+
+def test_7_the_exit_code_of_a_pods_name_is_not_the_trainers() -> None:
+    text = "Pod default/exit code 65-x has condition DisruptionTarget matching FailJob rule at index 1"
+    told = failure(job(condition("Failed", "BackoffLimitExceeded", text)))
     assert told.failure_code is FailureCode.TRAINING_ERROR
-    assert "backoff limit" in told.failure_reason
 
 
 @pytest.mark.parametrize("message", ["", "done", BAD_IMAGE], ids=["none", "not ours", "a failure"])
@@ -360,6 +394,217 @@ def test_a_retry_that_runs_is_not_stuck_because_an_earlier_pod_was() -> None:
     assert (diagnosis.phase, diagnosis.stuck) == (Phase.RUNNING, None)
 
 
+# What the Events say where no status does
+
+
+def event(
+    reason: str, message: str = "", at: str = "2026-11-24T08:01:00Z", about: str = "u"
+) -> dict[str, Any]:
+    return {
+        "metadata": {"name": "e"},
+        "involvedObject": {"uid": about},
+        "reason": reason,
+        "message": message,
+        "lastTimestamp": at,
+        "eventTime": None,
+    }
+
+
+def creating(**status: Any) -> dict[str, Any]:
+    """A pod that has its node, and no container yet."""
+    the_pod = waiting("ContainerCreating", startTime="2026-11-24T08:00:30Z", **status)
+    the_pod["metadata"]["uid"] = "pod-uid"
+    return the_pod
+
+
+QUOTA = (
+    'Error creating: pods "lora-42-x7k2p" is forbidden: exceeded quota: gpus, '
+    "requested: requests.nvidia.com/gpu=1, used: requests.nvidia.com/gpu=4, "
+    "limited: requests.nvidia.com/gpu=4"
+)
+
+
+def stuck_by(pods: list[dict[str, Any]], *events: dict[str, Any]) -> TrainingFailure:
+    diagnosis = diagnose(job(), pods, events)
+    assert (diagnosis.phase, diagnosis.unexplained) == (Phase.WAITING, None)
+    assert diagnosis.stuck
+    return diagnosis.stuck.failure
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (QUOTA, ("exceeded quota: gpus", "raise the ResourceQuota")),
+        (
+            'Error creating: pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot',
+            ("violates PodSecurity", "security context"),
+        ),
+        (
+            'Error creating: pods "x" is forbidden: error looking up service account ns/trainer: '
+            'serviceaccount "trainer" not found',
+            ('serviceaccount "trainer" not found', "create the service account"),
+        ),
+        (
+            'Error creating: pods "x" is forbidden: [maximum cpu usage per Container is 1, but limit is 2]',
+            ("maximum cpu usage", "LimitRange"),
+        ),
+        (
+            'Error creating: pods "x" is forbidden: no PriorityClass with name gold was found',
+            ("gold", "create the PriorityClass"),
+        ),
+        (
+            'Error creating: Internal error occurred: failed calling webhook "policy.example.org": timeout',
+            ("policy.example.org", "admission webhook"),
+        ),
+        ("Error creating: something new", ("something new", "change the Job template")),
+        ("", ("FailedCreate", "change the Job template")),
+    ],
+    ids=lambda value: str(value)[16:50],
+)
+def test_13_a_job_that_may_have_no_pod_is_stuck_by_what_the_cluster_forbids(
+    message: str, words: tuple[str, str]
+) -> None:
+    told = stuck_by([], event("FailedCreate", message))
+    assert told.failure_code is FailureCode.UNSCHEDULABLE
+    for word in words:
+        assert word in told.failure_reason
+    assert "Error creating" not in told.failure_reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "words"),
+    [
+        (
+            "FailedMount",
+            'MountVolume.SetUp failed for volume "env" : secret "lora-env" not found',
+            "lora-env",
+        ),
+        ("FailedMount", 'MountVolume.SetUp failed for volume "x" : configmap "plan" not found', "plan"),
+        ("FailedAttachVolume", 'Multi-Attach error for volume "pvc-1" Volume is already used', "free it"),
+        ("FailedMapVolume", "MapVolume.SetUpDevice failed", "SetUpDevice"),
+        ("FailedCreatePodSandBox", 'plugin type="calico" failed (add)', "calico"),
+    ],
+)
+def test_13_a_pod_whose_container_is_not_created_is_stuck_by_what_its_events_name(
+    reason: str, message: str, words: str
+) -> None:
+    told = stuck_by([creating()], event(reason, message, about="pod-uid"))
+    assert told.failure_code is FailureCode.UNSCHEDULABLE
+    assert words in told.failure_reason
+
+
+def test_without_events_a_training_that_does_not_start_names_what_to_ask_about() -> None:
+    from_job, from_pod = diagnose(job(), []).unexplained, diagnose(job(), [creating()]).unexplained
+    assert from_job == Unexplained(datetime(2026, 11, 24, 8, tzinfo=UTC), "u")
+    assert from_pod == Unexplained(datetime(2026, 11, 24, 8, 0, 30, tzinfo=UTC), "pod-uid")
+
+
+def test_a_retry_that_may_have_no_pod_is_asked_about_from_the_last_pods_end_on() -> None:
+    last = ended(70, BAD_IMAGE)
+    state = last["status"]["containerStatuses"][1]["state"]["terminated"]
+    state["finishedAt"] = "2026-11-24T08:30:00Z"
+    unexplained = diagnose(job(failed=1), [last]).unexplained
+    assert unexplained == Unexplained(datetime(2026, 11, 24, 8, 30, tzinfo=UTC), "u")
+    told = diagnose(job(failed=1), [last], [event("FailedCreate", QUOTA, "2026-11-24T08:31:00Z")]).stuck
+    assert told
+    assert "exceeded quota" in told.failure.failure_reason
+
+
+@pytest.mark.parametrize(
+    ("pods", "events"),
+    [
+        ([], [event("SuccessfulCreate"), event("FailedCreate", QUOTA)]),
+        ([], [event("SuccessfulCreate", at="2026-11-24T08:02:00Z"), event("FailedCreate", QUOTA)]),
+        ([], [event("FailedCreate", QUOTA, about="another")]),
+        ([], [event("Suspended"), event("StatusParked")]),
+        (
+            [creating()],
+            [
+                event("FailedMount", "timed out", about="pod-uid"),
+                event("Pulling", at="2026-11-24T08:09:00Z", about="pod-uid"),
+            ],
+        ),
+        ([creating()], [event("FailedCreate", QUOTA), event("Scheduled", about="pod-uid")]),
+    ],
+    ids=[
+        "created at once",
+        "created since",
+        "another Job's",
+        "no failure",
+        "pulls now",
+        "the Job's, not the pod's",
+    ],
+)
+def test_an_event_of_the_past_or_of_another_object_says_nothing(
+    pods: list[dict[str, Any]], events: list[dict[str, Any]]
+) -> None:
+    """A big image that is pulled for long after a first mount failed is no failure."""
+    diagnosis = diagnose(job(), pods, events)
+    assert diagnosis.stuck is None
+    assert diagnosis.unexplained
+
+
+def test_the_event_that_names_what_is_missing_is_told_and_not_the_one_that_only_timed_out() -> None:
+    named = event("FailedMount", 'secret "lora-env" not found', about="pod-uid")
+    vague = event(
+        "FailedMount",
+        "Unable to attach or mount volumes: timed out waiting for the condition",
+        "2026-11-24T08:05:00Z",
+        "pod-uid",
+    )
+    for events in ([named, vague], [vague, named]):
+        assert "lora-env" in stuck_by([creating()], *events).failure_reason
+    assert "timed out" in stuck_by([creating()], vague).failure_reason
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"lastTimestamp": None, "eventTime": "2026-11-24T08:02:00.123456Z"},
+        {"lastTimestamp": None, "series": {"count": 9, "lastObservedTime": "2026-11-24T08:02:00.123456Z"}},
+    ],
+    ids=["eventTime", "series"],
+)
+def test_an_event_is_read_whoever_wrote_it(times: dict[str, Any]) -> None:
+    seen = {**event("FailedCreate", QUOTA), **times}
+    assert "exceeded quota" in stuck_by([], seen).failure_reason
+
+
+def test_the_grace_of_what_events_say_begins_when_it_began() -> None:
+    """A quota that one retry met for a moment, hours after the Job began, must not end it at once."""
+    succeeded = event("SuccessfulCreate", at="2026-11-24T09:00:00Z")
+    first = {**event("FailedCreate", QUOTA, "2026-11-24T10:05:00Z"), "firstTimestamp": "2026-11-24T10:00:00Z"}
+    later = event("FailedCreate", QUOTA, "2026-11-24T10:10:00Z")
+    stuck = diagnose(job(), [], [succeeded, later, first]).stuck
+    assert stuck
+    assert stuck.since == datetime(2026, 11, 24, 10, tzinfo=UTC)
+    # One that is counted up over the whole life of the Job began anew after what went well.
+    counted = {**first, "firstTimestamp": "2026-11-24T08:00:00Z"}
+    stuck = diagnose(job(), [], [succeeded, counted]).stuck
+    assert stuck
+    assert stuck.since == datetime(2026, 11, 24, 9, tzinfo=UTC)
+
+
+def test_a_pod_that_was_evicted_before_its_container_was_made_leaves_a_job_without_a_pod() -> None:
+    evicted = creating(phase="Failed")
+    evicted["status"] |= {"reason": "Evicted", "containerStatuses": []}
+    assert diagnose(job(), [evicted]).unexplained == Unexplained(
+        datetime(2026, 11, 24, 8, 0, 30, tzinfo=UTC), "u"
+    )
+    told = diagnose(job(), [evicted], [event("FailedCreate", QUOTA)]).stuck
+    assert told
+    assert "exceeded quota" in told.failure.failure_reason
+
+
+@pytest.mark.parametrize("target", [FAILURE_TARGET, CRITERIA_MET])
+def test_a_job_that_is_suspended_or_about_to_end_waits_for_nothing(target: dict[str, Any]) -> None:
+    suspended = job()
+    suspended["spec"]["suspend"] = True
+    for the_job in (suspended, job(target)):
+        diagnosis = diagnose(the_job, [], [event("FailedCreate", QUOTA)])
+        assert (diagnosis.stuck, diagnosis.unexplained) == (None, None)
+
+
 # Deleted and given up
 
 VERDICT = '{"failure_code":"IMAGE_PULL","failure_reason":"The image x cannot be pulled; check it."}'
@@ -411,8 +656,17 @@ REASONS = st.sampled_from(
         "Unschedulable",
         "OOMKilled",
         "Evicted",
+        "ContainerCreating",
+        "PodFailurePolicy",
+        "BackoffLimitExceeded",
+        "FailedCreate",
+        "SuccessfulCreate",
+        "FailedMount",
+        "FailedCreatePodSandBox",
+        "Pulling",
     ]
 )
+UIDS = st.sampled_from(["u", "pod-uid", ""])
 
 
 def optional(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -446,7 +700,11 @@ STATES = optional(
     ),
 )
 PODS = st.fixed_dictionaries(
-    {"metadata": st.fixed_dictionaries({"name": st.text(min_size=1)}, optional={"creationTimestamp": TIMES})},
+    {
+        "metadata": st.fixed_dictionaries(
+            {"name": st.text(min_size=1)}, optional={"creationTimestamp": TIMES, "uid": UIDS}
+        )
+    },
     optional={
         "status": optional(
             phase=st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown"]),
@@ -468,6 +726,8 @@ JOBS = st.fixed_dictionaries(
         "metadata": st.fixed_dictionaries(
             {"name": st.text(min_size=1)},
             optional={
+                "uid": UIDS,
+                "creationTimestamp": TIMES,
                 "deletionTimestamp": TIMES,
                 "annotations": st.none() | st.dictionaries(st.just(VERDICT_ANNOTATION), WORDS),
             },
@@ -478,16 +738,30 @@ JOBS = st.fixed_dictionaries(
         ),
     },
     optional={
-        "status": optional(conditions=CONDITIONS, failed=st.integers(), active=st.integers()),
+        "status": optional(
+            conditions=CONDITIONS, failed=st.integers(), active=st.integers(), startTime=TIMES
+        ),
+    },
+)
+EVENTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "involvedObject": st.none() | optional(uid=UIDS),
+        "reason": REASONS,
+        "message": WORDS | st.none(),
+        "lastTimestamp": TIMES | st.none(),
+        "firstTimestamp": TIMES | st.none(),
+        "eventTime": st.sampled_from(["2026-11-24T08:05:00.000001Z"]) | st.none(),
+        "series": st.none() | optional(lastObservedTime=TIMES),
     },
 )
 
 
-@given(JOBS, st.lists(PODS, max_size=4))
-def test_no_status_raises_and_every_failure_has_a_sentence(
-    job_: dict[str, Any], pods: list[dict[str, Any]]
+@given(JOBS, st.lists(PODS, max_size=4), st.lists(EVENTS, max_size=4))
+def test_no_status_and_no_event_raises_and_every_failure_has_a_sentence(
+    job_: dict[str, Any], pods: list[dict[str, Any]], events: list[dict[str, Any]]
 ) -> None:
-    diagnosis = diagnose(job_, pods)
+    diagnosis = diagnose(job_, pods, events)
     assert (diagnosis.failure is not None) == (diagnosis.phase is Phase.FAILED)
     assert (diagnosis.result is not None) == (diagnosis.phase is Phase.COMPLETED)
     assert diagnosis.running_pod is not None or diagnosis.phase is not Phase.RUNNING
@@ -495,4 +769,19 @@ def test_no_status_raises_and_every_failure_has_a_sentence(
     for told in (failure for failure in (diagnosis.failure, stuck) if failure):
         assert len(told.failure_reason.strip()) > 0
         assert len(json.dumps(told.failure_reason)) < 30_000
-    assert diagnose(job_, list(reversed(pods))).phase is diagnosis.phase
+    assert diagnose(job_, list(reversed(pods)), events).phase is diagnosis.phase
+
+
+@given(JOBS, st.lists(PODS, max_size=4), st.lists(EVENTS, max_size=4))
+def test_events_only_explain_what_was_unexplained_and_their_order_does_not_matter(
+    job_: dict[str, Any], pods: list[dict[str, Any]], events: list[dict[str, Any]]
+) -> None:
+    without, with_events = diagnose(job_, pods), diagnose(job_, pods, events)
+    assert with_events == diagnose(job_, pods, list(reversed(events)))
+    if without.unexplained is None:
+        assert with_events == without
+    elif with_events.stuck:
+        assert with_events.stuck.since >= without.unexplained.since
+    else:
+        assert with_events == without
+    assert with_events.phase is without.phase

@@ -1,5 +1,6 @@
 """The failures that message-to-Job dispatchers are known for, each against an API server on a socket."""
 
+import dataclasses
 import io
 import json
 import logging
@@ -13,7 +14,6 @@ import pytest
 
 from dispatcher.backends.kubernetes import KubernetesBackend
 from dispatcher.backends.kubernetes_client import load_client
-from dispatcher.diagnosis import VERDICT_ANNOTATION
 from dispatcher.errors import (
     BackendBusyError,
     BackendUnavailableError,
@@ -25,7 +25,16 @@ from dispatcher.errors import (
 from dispatcher.logs import configure_logs
 from dispatcher.relay_step import PARKED_ANNOTATION, TERMINAL_ANNOTATION
 from job_contract import names
-from tests.dispatcher.cluster import RESULT, new_job, told, wait_told, watching
+from tests.dispatcher.cluster import (
+    RESULT,
+    annotations,
+    batch_api,
+    name_of,
+    new_job,
+    told,
+    wait_told,
+    watching,
+)
 from tests.dispatcher.support import wait_until
 from tests.parts.api_server import ApiServer, Fault
 from tests.parts.job_controller import JobController
@@ -43,15 +52,6 @@ def backend(api_server: ApiServer) -> KubernetesBackend:
 def finalizers(api_server: ApiServer, name: str) -> list[str]:
     job = api_server.get("jobs", name)
     return list(job["metadata"].get("finalizers") or ()) if job else []
-
-
-def annotations(api_server: ApiServer, name: str) -> dict[str, str]:
-    job = api_server.get("jobs", name)
-    return dict(job["metadata"].get("annotations") or {}) if job else {}
-
-
-def name_of(job: dict[str, Any]) -> str:
-    return str(job["metadata"]["name"])
 
 
 def is_released(api_server: ApiServer, name: str) -> bool:
@@ -172,6 +172,22 @@ def test_an_api_server_that_is_down_is_unavailable(
     assert backend.create(new_job(receiver))
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(500), Fault(200, body=b"<html>"), Fault(200, body=b"[]"), Fault(reset=True)],
+    ids=["500", "HTML", "no object", "reset"],
+)
+def test_whatever_an_api_server_answers_to_a_list_of_jobs_is_jobs_or_an_error_of_ours(
+    backend: KubernetesBackend, api_server: ApiServer, receiver: Receiver, fault: Fault
+) -> None:
+    backend.create(new_job(receiver))
+    api_server.inject(dataclasses.replace(fault, verb="list", times=9))
+    with pytest.raises(BackendUnavailableError):
+        list(backend.jobs_now())
+    api_server.clear_faults()
+    assert [name_of(job) for job in backend.jobs_now()] == [name_of(new_job(receiver))]
+
+
 # Patching
 
 
@@ -259,7 +275,7 @@ def test_6_8_a_deleted_job_is_told_before_it_goes_and_does_not_stay_terminating(
     api_server: ApiServer, controller: JobController, receiver: Receiver
 ) -> None:
     job = new_job(receiver)
-    batch = _batch(api_server)
+    batch = batch_api(api_server)
     with watching(api_server.client(), api_server.namespace) as watch:
         watch.backend.create(job)
         controller.start_pod(name_of(job))
@@ -277,7 +293,7 @@ def test_a_job_deleted_before_it_started_is_told_too(api_server: ApiServer, rece
     with watching(api_server.client(), api_server.namespace) as watch:
         watch.backend.create(job)
         wait_until(lambda: watch.backend.snapshot(name_of(job)))
-        _batch(api_server).delete_namespaced_job(name_of(job), api_server.namespace)
+        batch_api(api_server).delete_namespaced_job(name_of(job), api_server.namespace)
         wait_told(receiver, "failed")
         wait_until(lambda: api_server.get("jobs", name_of(job)) is None)
 
@@ -297,6 +313,37 @@ def test_7_a_job_that_ended_and_expired_while_nobody_watched_is_told(
     told = receiver.patches[-1].json
     assert told["model_path"] == "/models/42/lora_weights.safetensors"
     assert told["training_metric"] == {"loss": None, "epochs": 100}  # the loss went with the pod
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "attempts", "code", "words"),
+    [
+        (65, 1, "INVALID_REQUEST", "check the images and the request"),
+        (70, 4, "TRAINING_ERROR", "Every attempt"),
+    ],
+)
+def test_7_a_job_that_failed_and_expired_while_nobody_watched_is_told_with_what_is_still_known(
+    api_server: ApiServer,
+    controller: JobController,
+    receiver: Receiver,
+    exit_code: int,
+    attempts: int,
+    code: str,
+    words: str,
+) -> None:
+    job = new_job(receiver, ttl_seconds=0)
+    KubernetesBackend(api_server.client(), api_server.namespace, "lora-trainer").create(job)
+    for _ in range(attempts):
+        controller.finish(name_of(job), exit_code, SOFTWARE)
+    controller.expire_ttl(name_of(job))
+    wait_until(lambda: not api_server.all("pods"), what="its pods are gone")
+    with watching(api_server.client(), api_server.namespace):
+        wait_told(receiver, "failed")
+        wait_until(lambda: api_server.get("jobs", name_of(job)) is None, what="the Job is gone")
+    told = receiver.patches[-1].json
+    assert told["failure_code"] == code
+    assert words in told["failure_reason"]
+    assert "pods are gone" in told["failure_reason"]
 
 
 def test_8_a_permanent_refusal_is_parked_where_kubectl_describe_shows_it(
@@ -369,44 +416,6 @@ def test_what_was_told_is_written_down_though_the_api_server_failed_meanwhile(
     assert [patch.status for patch in receiver.patches] == ["processing", "completed"]
 
 
-@pytest.mark.parametrize(
-    ("reason", "message", "code"),
-    [
-        ("ImagePullBackOff", 'Back-off pulling image "trainer:1"', "IMAGE_PULL"),
-        ("CreateContainerConfigError", 'secret "lora-env" not found', "UNSCHEDULABLE"),
-    ],
-)
-def test_13_a_pod_that_cannot_start_is_given_up_after_its_grace_period(
-    api_server: ApiServer, controller: JobController, receiver: Receiver, reason: str, message: str, code: str
-) -> None:
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=1.0) as watch:
-        watch.backend.create(job)
-        controller.wait_with(controller.create_pod(name_of(job)), reason, message)
-        wait_until(lambda: VERDICT_ANNOTATION in annotations(api_server, name_of(job)))
-        spec = (api_server.get("jobs", name_of(job)) or {})["spec"]
-        assert spec["activeDeadlineSeconds"] == 1
-        controller.exceed_deadline(name_of(job))
-        wait_told(receiver, "failed")
-    assert receiver.patches[-1].json["failure_code"] == code
-    assert message.split('"')[1] in receiver.patches[-1].json["failure_reason"]
-
-
-def test_13_a_pod_that_starts_within_its_grace_period_is_not_given_up(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=3.0) as watch:
-        watch.backend.create(job)
-        pod = controller.create_pod(name_of(job))
-        controller.unschedulable(pod, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
-        controller.schedule(pod)
-        controller.run(pod)
-        controller.finish(name_of(job), 0, RESULT)
-        wait_told(receiver, "processing", "completed")
-    assert VERDICT_ANNOTATION not in annotations(api_server, name_of(job))
-
-
 def test_progress_of_the_log_reaches_the_backend_between_processing_and_completed(
     api_server: ApiServer, controller: JobController, receiver: Receiver
 ) -> None:
@@ -436,7 +445,7 @@ def test_a_rerun_by_hand_is_adopted_and_told(
     job["metadata"]["name"] = "rerun-42"
     del job["metadata"]["finalizers"]
     del job["spec"]["template"]["metadata"]["annotations"]
-    _batch(api_server).create_namespaced_job(api_server.namespace, job)
+    batch_api(api_server).create_namespaced_job(api_server.namespace, job)
     with watching(api_server.client(), api_server.namespace, backend_url=receiver.url):
         wait_until(lambda: names.FINALIZER in finalizers(api_server, "rerun-42"))
         controller.finish("rerun-42", 0, RESULT)
@@ -476,31 +485,6 @@ def test_5_one_job_that_cannot_be_relayed_does_not_stop_the_rest(
             watch.backend.create(job)
             controller.finish(name_of(job), 0, RESULT)
         wait_told(receiver, "processing", "completed", style=2)
-
-
-def test_two_jobs_of_a_style_run_one_after_the_other(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    from dispatcher.style_lanes import hold
-
-    first, second = new_job(receiver, "first"), new_job(receiver, "second")
-    with watching(api_server.client(), api_server.namespace) as watch:
-        assert watch.lanes.enter(first, 1) is None
-        watch.backend.create(first)
-        place = watch.lanes.enter(second, 2)
-        assert place == 2
-        hold(second, place)
-        watch.backend.create(second)
-        controller.start_pod(name_of(first))
-        wait_told(receiver, "processing")
-        assert (api_server.get("jobs", name_of(second)) or {})["spec"]["suspend"] is True
-        _batch(api_server).delete_namespaced_job(name_of(first), api_server.namespace)
-        wait_told(receiver, "processing", "failed")
-        # Its container still saves a checkpoint: the style is free when that has ended, and not before.
-        wait_until(lambda: any("deletionTimestamp" in pod["metadata"] for pod in api_server.all("pods")))
-        assert (api_server.get("jobs", name_of(second)) or {})["spec"]["suspend"] is True
-        controller.end_deleted_pods()
-        api_server.wait_for(lambda: not (api_server.get("jobs", name_of(second)) or {})["spec"]["suspend"])
 
 
 # Watching
@@ -567,15 +551,15 @@ def test_3_a_delete_between_list_and_watch_is_seen(api_server: ApiServer, receiv
     """The watch goes on from the list's version, so what happens between the two is in it."""
     job = new_job(receiver)
     del job["metadata"]["finalizers"]
-    _batch(api_server).create_namespaced_job(api_server.namespace, job)
+    batch_api(api_server).create_namespaced_job(api_server.namespace, job)
     hang = api_server.inject(Fault(hang=True, verb="watch", resource="jobs"))
     with watching(api_server.client(), api_server.namespace) as watch:
         wait_until(lambda: hang.hits == 1)
         assert watch.backend.snapshot(name_of(job))
-        _batch(api_server).patch_namespaced_job(
+        batch_api(api_server).patch_namespaced_job(
             name_of(job), api_server.namespace, {"metadata": {"finalizers": None}}
         )
-        _batch(api_server).delete_namespaced_job(name_of(job), api_server.namespace)
+        batch_api(api_server).delete_namespaced_job(name_of(job), api_server.namespace)
         api_server.release_hangs()
         wait_until(lambda: watch.backend.snapshot(name_of(job)) is None)
         assert name_of(job) in watch.changes
@@ -704,12 +688,6 @@ def test_20_no_log_line_has_a_secret_that_an_api_error_prints(
         assert secret not in str(caught.value)
     assert "500" in captured.getvalue()
     assert secret not in captured.getvalue()
-
-
-def _batch(api_server: ApiServer) -> Any:
-    from kubernetes import client
-
-    return client.BatchV1Api(api_server.client(admin=True))
 
 
 def test_a_lost_event_or_an_unreadable_log_loses_no_status(

@@ -1,5 +1,7 @@
-"""Two dispatchers and one Lease, the probes, and the metrics: what a cluster sees of a dispatcher."""
+"""The Lease, the probes, and the metrics: what a cluster sees of a dispatcher."""
 
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -10,18 +12,21 @@ from pathlib import Path
 
 import pytest
 from kubernetes import client
+from pydantic import SecretStr
 
 from dispatcher.backends.lease import Lease
+from dispatcher.backends.lease_identity import lease_identity
+from dispatcher.errors import BackendUnavailableError
 from dispatcher.health import HealthServer
 from dispatcher.metrics import Metrics
 from dispatcher.queues import Queues
-from dispatcher.service import make_backend
+from dispatcher.service import Service, make_backend
 from dispatcher.settings import DispatcherSettings
 from tests.dispatcher.cluster import new_job
-from tests.dispatcher.process import Dispatcher
+from tests.dispatcher.process import ROOT, Dispatcher
 from tests.dispatcher.support import Amqp, message, wait_until
 from tests.parts.api_server import ApiServer, Fault
-from tests.parts.job_controller import JobController, Run
+from tests.parts.job_controller import JobController
 from tests.parts.ports import free_port
 from tests.parts.receiver import Receiver
 
@@ -34,11 +39,15 @@ class Candidate:
 
     def __init__(self, api_server: ApiServer, identity: str) -> None:
         self.turns = 0
+        self.prepared = 0
+        self.unprepared = 0
+        """How often preparing is to fail."""
         self.lease = Lease(
             api_server.client(),
             api_server.namespace,
             "relay",
             identity,
+            self._prepare,
             self._acquired,
             duration_seconds=DURATION,
             renew_seconds=RENEW,
@@ -47,7 +56,15 @@ class Candidate:
         self._thread = threading.Thread(target=self.lease.run, args=(self._stop,))
         self._thread.start()
 
+    def _prepare(self) -> None:
+        assert not self.lease.is_held(DURATION - 3 * RENEW), "it counts already"
+        if self.unprepared:
+            self.unprepared -= 1
+            raise BackendUnavailableError("the Jobs could not be listed")
+        self.prepared += 1
+
     def _acquired(self) -> None:
+        assert self.lease.is_held()
         self.turns += 1
 
     def stop(self) -> None:
@@ -151,6 +168,14 @@ def test_a_hold_that_was_renewed_late_looks_at_all_jobs_again(api_server: ApiSer
         wait_until(lambda: first.turns == 2, what="its turn is announced again")
 
 
+def test_no_hold_counts_before_what_was_released_by_others_is_known(api_server: ApiServer) -> None:
+    """Who relayed before may have released a Job that the watch does not show yet."""
+    with candidate(api_server, "a") as first:
+        first.unprepared = 2
+        wait_until(first.lease.is_held)
+        assert (first.unprepared, first.prepared, first.turns) == (0, 1, 1)
+
+
 def test_a_healthy_hold_is_announced_once(api_server: ApiServer) -> None:
     with candidate(api_server, "a") as first:
         wait_until(lambda: api_server.count("update", "leases") > 10)
@@ -168,36 +193,64 @@ def test_a_long_webhook_timeout_leaves_a_lease_that_is_long_enough(
     _, make_lease = make_backend(settings)
     assert make_lease
     stop = threading.Event()
-    lease = make_lease(stop.set)
+    lease = make_lease(lambda: None, stop.set)
     lease.run(stop)  # until it is held
     spec = (api_server.get("leases", "relay") or {})["spec"]
     assert spec["leaseDurationSeconds"] > 120 + 5 + 10
 
 
-def test_of_two_dispatchers_with_a_lease_one_relays_and_the_other_takes_over(
+def test_two_processes_on_one_host_are_two_holders(tmp_path: Path) -> None:
+    """Two pods with hostNetwork share a host name, and both are process 1: each took the other's Lease."""
+    assert lease_identity(tmp_path, "relay") != lease_identity(tmp_path, "relay")
+
+
+def test_a_process_that_was_killed_is_the_same_holder_when_it_is_started_again(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, signal, sys\n"
+        "from dispatcher.backends.lease_identity import lease_identity\n"
+        "print(lease_identity(pathlib.Path(sys.argv[1]), 'relay'), flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+
+    def life() -> str:
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout
+
+    first = life()
+    assert first
+    assert life() == first
+    assert lease_identity(tmp_path, "another") != first.strip()
+
+
+def test_where_nothing_can_be_written_each_life_is_a_new_holder(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert lease_identity(nowhere, "relay") != lease_identity(nowhere, "relay")
+
+
+def test_a_container_that_is_started_again_after_a_crash_goes_on_at_once(
     tmp_path: Path, amqp: Amqp, api_server: ApiServer, controller: JobController, receiver: Receiver
 ) -> None:
-    controller.run_all(lambda _job, _attempt: Run(seconds=0.2))
-    kubeconfig = str(api_server.kubeconfig(tmp_path / "kubeconfig"))
-    settings = {"JOB_BACKEND": "kubernetes", "KUBECONFIG": kubeconfig, "LEASE_NAME": "relay"}
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for folder in folders:
-        folder.mkdir()
-    with (
-        Dispatcher(folders[0], amqp.url, amqp.queues, receiver, **settings) as first,
-        Dispatcher(folders[1], amqp.url, amqp.queues, receiver, **settings) as second,
-    ):
-        wait_until(lambda: amqp.state(amqp.queues.work)[1] == 2, what="both consume")
-        for style in range(10):
-            amqp.publish(message(style))
-        wait_until(lambda: ends(receiver, range(10)) == ["completed"] * 10)
-        assert first.stop() == 0
-        for style in range(10, 20):
-            amqp.publish(message(style))
-        wait_until(lambda: ends(receiver, range(10, 20)) == ["completed"] * 10, 20)
-        assert second.stop() == 0
-    identities = [patch.headers["webhook-id"] for patch in receiver.patches]
-    assert len(identities) == len(set(identities)) == 40
+    """Until its own Lease had run out nothing would start and nothing be told."""
+    controller.run_all()
+    with Dispatcher(
+        tmp_path,
+        amqp.url,
+        amqp.queues,
+        receiver,
+        JOB_BACKEND="kubernetes",
+        KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
+        LEASE_NAME="relay",
+        WEBHOOK_TIMEOUT_SECONDS="100",
+        TMPDIR=str(tmp_path),
+    ) as dispatcher:
+        amqp.publish(message(1))
+        wait_until(lambda: ends(receiver, range(1, 2)) == ["completed"], 20)
+        dispatcher.kill()
+        dispatcher.start()
+        amqp.publish(message(2))
+        wait_until(lambda: ends(receiver, range(2, 3)) == ["completed"], 30)
+    spec = (api_server.get("leases", "relay") or {})["spec"]
+    assert spec["leaseDurationSeconds"] > 100
 
 
 def ends(receiver: Receiver, styles: range) -> list[str | None]:
@@ -289,6 +342,40 @@ def test_a_dispatcher_without_its_broker_is_alive_but_not_ready(
         wait_until(lambda: get(port, "/metrics")[1].count('lora_trainer_jobs{phase="waiting"} 1'))
         assert get(port, "/readyz")[0] == 503
         assert dispatcher.stop() == 0
+
+
+def test_4_a_dispatcher_that_is_blind_for_too_long_fails_its_liveness_and_recovers(
+    api_server: ApiServer,
+    queues: Queues,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A process that stays healthy while its watch is dead is never restarted."""
+    monkeypatch.setattr("dispatcher.service._STALE_SECONDS", 1.0)
+    kubeconfig = str(api_server.kubeconfig(tmp_path / "kubeconfig"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
+    port, stop = free_port(), threading.Event()
+    settings = DispatcherSettings(
+        amqp_url=SecretStr(f"amqp://guest:guest@127.0.0.1:{free_port()}/%2F"),
+        queue=queues.work,
+        backend_url=receiver.url,
+        job_backend="kubernetes",
+        health_port=port,
+    )
+    api_server.bookmark_interval = 0.2
+    service = threading.Thread(target=Service(settings, *make_backend(settings)).run, args=(stop,))
+    service.start()
+    try:
+        wait_until(lambda: get(port, "/healthz")[0] == 200)
+        api_server.stop()
+        wait_until(lambda: get(port, "/healthz")[0] == 503)
+        api_server.start()
+        wait_until(lambda: get(port, "/healthz")[0] == 200)
+    finally:
+        stop.set()
+        service.join(30)
+    assert not service.is_alive()
 
 
 def test_a_health_port_that_is_taken_is_named(

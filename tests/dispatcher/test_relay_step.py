@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase, Stuck
+from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase
 from dispatcher.relay_step import (
     PROCESSING_ANNOTATION,
     TERMINAL_ANNOTATION,
     Adopt,
     GiveUp,
     Notice,
+    ReadEvents,
     Release,
     Start,
     Step,
@@ -21,6 +22,7 @@ from dispatcher.relay_step import (
     Wait,
     next_step,
 )
+from dispatcher.stuck import Stuck, Unexplained
 from dispatcher.style_lanes import WAITS_ANNOTATION
 from job_contract import names
 from job_contract.outcome import FailureCode, TrainingFailure, TrainingResult
@@ -36,6 +38,7 @@ DIAGNOSES = {
     "waiting": Diagnosis(Phase.WAITING, started=False),
     "retrying": Diagnosis(Phase.WAITING, started=True),
     "stuck": Diagnosis(Phase.WAITING, started=False, stuck=Stuck(NOW - GRACE, PULL)),
+    "unexplained": Diagnosis(Phase.WAITING, started=False, unexplained=Unexplained(NOW - GRACE, "uid")),
     "running": Diagnosis(Phase.RUNNING, started=True, running_pod="pod"),
     "completed": Diagnosis(Phase.COMPLETED, started=True, result=RESULT),
     "failed": Diagnosis(Phase.FAILED, started=True, failure=FAILURE),
@@ -175,6 +178,12 @@ def test_a_stuck_pod_has_its_grace_period() -> None:
     assert step("stuck", "held", now=NOW - timedelta(minutes=3)) == Wait(180.0)
     assert step("stuck", "held", now=NOW - timedelta(seconds=0)) == GiveUp(PULL)
     assert step("stuck", "held", "verdict") == Wait()
+
+
+def test_events_are_read_only_when_the_grace_period_is_over() -> None:
+    assert step("unexplained", "held", now=NOW - timedelta(minutes=3)) == Wait(180.0)
+    assert step("unexplained", "held") == ReadEvents("uid")
+    assert step("unexplained", "held", "verdict") == Wait()
 
 
 def test_a_suspended_job_that_does_not_wait_for_its_style_is_left_to_whoever_suspended_it() -> None:

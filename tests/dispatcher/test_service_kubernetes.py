@@ -296,14 +296,27 @@ def test_a_job_that_the_cluster_never_takes_is_a_dead_letter_and_told(world: Wor
         assert not world.suspended(second)
 
 
-def test_a_task_id_used_twice_for_different_requests_is_refused(world: World) -> None:
-    with world.dispatcher():
+def test_a_task_id_used_twice_for_different_requests_is_refused_and_tells_no_end_of_the_first(
+    world: World,
+) -> None:
+    """`failed` with the task_id of a training that runs would be taken for that one's end."""
+    with world.dispatcher() as dispatcher:
         first = world.send(task_id="same", num_epochs=10)
         world.wait_for_job(first)
+        world.controller.start_pod(first)
         world.send(task_id="same", num_epochs=20)
         wait_until(lambda: world.amqp.depth(world.amqp.queues.dead) == 1, 20)
         world.send(task_id="same", num_epochs=10)
         wait_until(lambda: world.amqp.state(world.amqp.queues.work) == (0, 1))
+        events = world.server.wait_for(
+            lambda: [event for event in world.server.all("events") if event["reason"] == "TaskIdReused"]
+        )
+        assert [event["involvedObject"]["name"] for event in events] == [first]
+        world.controller.finish(first, 0, RESULT)
+        wait_told(world.receiver, "processing", "completed")
+        assert world.amqp.depth(world.amqp.queues.notices) == 0
+        assert dispatcher.stop() == ExitCode.OK
+    assert told(world.receiver) == ["processing", "completed"]
     assert len(world.server.all("jobs")) == 1
 
 

@@ -118,3 +118,57 @@ def test_styles_that_no_label_can_hold_have_lanes_too() -> None:
     assert lanes.enter(job("a", style="_x"), 1) is None
     assert lanes.enter(job("b", style="_x"), 2) == 2
     assert lanes.enter(job("c", style="_y"), 3) is None
+
+
+def test_where_dispatchers_share_the_styles_no_job_starts_before_it_is_released() -> None:
+    lanes = StyleLanes(shared=True)
+    assert lanes.enter(job("a"), 1) == 1
+    assert lanes.enter(job("b"), 2) == 2
+    assert lanes.is_next("a")
+    assert lanes.release("a")
+    # A message that comes again keeps its place, and never starts beside what was released.
+    assert lanes.enter(job("b"), 3) == 2
+    assert lanes.enter(job("a"), 4) == 4
+
+
+def test_a_released_job_keeps_its_style_though_the_watch_shows_it_waiting_still() -> None:
+    """Another dispatcher's clock may put a later Job before it, which was once released beside it."""
+    lanes = StyleLanes(shared=True)
+    lanes.observe(waiting("a", 10))
+    assert lanes.release("a")
+    lanes.observe(waiting("earlier", 5))
+    lanes.observe(waiting("a", 10))
+    assert not lanes.is_next("earlier")
+    assert not lanes.release("earlier")
+    lanes.leave("a")
+    assert lanes.release("earlier")
+
+
+def test_of_two_workers_that_look_at_two_jobs_of_a_style_one_releases() -> None:
+    lanes = StyleLanes()
+    lanes.observe(waiting("a", 10))
+    assert lanes.is_next("a")
+    lanes.observe(waiting("b", 5))
+    assert lanes.is_next("b")
+    assert lanes.release("b")
+    assert not lanes.release("a")
+
+
+def test_a_job_that_entered_first_but_was_created_suspended_by_an_earlier_process_waits() -> None:
+    """After a kill messages come again in another order; what the API server shows counts."""
+    lanes = StyleLanes()
+    assert lanes.enter(job("b"), 20) is None
+    lanes.enter(job("a"), 30)
+    lanes.observe(waiting("b", 10))
+    lanes.observe(job("a"))
+    assert not lanes.is_next("b")
+
+
+def test_a_job_of_a_name_that_was_released_before_waits_again() -> None:
+    lanes = StyleLanes(shared=True)
+    lanes.observe(waiting("a", 10))
+    assert lanes.release("a")
+    lanes.leave("a")
+    lanes.observe(waiting("a", 20))
+    lanes.observe(waiting("b", 15))
+    assert lanes.is_next("b")

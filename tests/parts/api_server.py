@@ -8,9 +8,11 @@
         server.url, server.token, server.namespace       the namespace exists; "default" unless told otherwise
 
 Served: namespaces, nodes, pods (status, log), events (v1 and events.k8s.io/v1), configmaps, secrets, leases,
-serviceaccounts, persistentvolumeclaims, jobs, cronjobs, selfsubjectaccessreviews; get, list (selectors, limit
-and continue), watch (bookmarks, timeoutSeconds, 410), create, update, patch (json, merge, strategic), delete
-(propagationPolicy, preconditions, grace), deletecollection; /version, /healthz and discovery for kubectl.
+serviceaccounts, resourcequotas (counts of objects), persistentvolumeclaims, jobs, cronjobs,
+selfsubjectaccessreviews; get, list (selectors, limit and continue), watch (bookmarks, timeoutSeconds, 410),
+create, update, patch (json, merge, strategic), delete (propagationPolicy, preconditions, grace),
+deletecollection; pods/binding, /version, /healthz and discovery for kubectl. test_conformance.py compares it
+with the real server.
 Not served: server-side apply, admission webhooks, protobuf. Pods come from job_controller.py.
 
 What is there, as copies:
@@ -61,6 +63,8 @@ __all__ = ["DISPATCHER", "ApiRequest", "ApiServer", "Fault"]
 
 DISPATCHER: Final = "system:serviceaccount:default:dispatcher"
 _SCHEMAS: Final = Schemas()  # read from disk once, on first use
+
+_QUOTAS: Final = next(resource for resource in RESOURCES if resource.plural == "resourcequotas")
 
 T = TypeVar("T")
 
@@ -218,11 +222,20 @@ class ApiServer(Front):
 
     @property
     def job_quota(self) -> int | None:
-        return self.verbs.job_quota
+        """The most Jobs that the namespace may have, by a ResourceQuota."""
+        quota = self.get("resourcequotas", "training")
+        return int(quota["spec"]["hard"]["count/jobs.batch"]) if quota else None
 
     @job_quota.setter
-    def job_quota(self, most: int | None) -> None:
-        self.verbs.job_quota = most
+    def job_quota(self, most: int) -> None:
+        spec = {"hard": {"count/jobs.batch": str(most)}}
+        if self.job_quota is None:
+            self.put(
+                {"kind": "ResourceQuota", "apiVersion": "v1", "metadata": {"name": "training"}, "spec": spec}
+            )
+        else:
+            key = (self.namespace, "training")
+            self.store.replace(_QUOTAS, key, lambda quota: {**quota, "spec": spec})
 
     def count(self, verb: str | None = None, target: str | None = None) -> int:
         return sum(

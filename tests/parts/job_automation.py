@@ -5,6 +5,8 @@
     automation.pause(), automation.resume()      a cluster in which nothing happens for a while
     controller.stop()
 
+    controller.run_jobs()              the Job controller's part alone: node_stand_in.py runs the pods
+
 A pod whose Run has seconds=None runs until it is deleted, its Job's deadline passes, or the test ends it.
 """
 
@@ -56,7 +58,8 @@ def succeed(job: dict[str, Any], attempt: int) -> Run:
 
 
 class Automation:
-    def __init__(self, controller: "JobController", decide: Decide) -> None:
+    def __init__(self, controller: "JobController", decide: Decide | None) -> None:
+        """Without decide, the pods are made and counted, but somebody else runs and ends them."""
         self.retry_delay = 0.0
         self._controller = controller
         self._store = controller.store
@@ -107,7 +110,7 @@ class Automation:
             for name in sorted(deleted_pods):
                 with self._store.changed:
                     stored = self._store.get("pods", (self._controller.namespace, name))
-                    if stored is not None:
+                    if stored is not None and self._decide is not None:
                         self._controller.end_deleted_pod(stored.value)
 
     def _changed_since(self, version: int) -> tuple[set[str], set[str]]:
@@ -142,19 +145,19 @@ class Automation:
         elif not job["spec"]["suspend"] and not self._past_deadline(job):
             pods = [pod for pod in self._controller.pods(name) if not pod_states.is_finished(pod)]
             for pod in pods:
-                if "deletionTimestamp" not in pod["metadata"]:
-                    self._run(job, pod)
+                if "deletionTimestamp" not in pod["metadata"] and self._decide is not None:
+                    self._run(job, pod, self._decide)
             waits_for_pod = job_states.verdict(job) is None and "deletionTimestamp" not in job["metadata"]
             if not pods and waits_for_pod and self._may_retry(job):
                 self._controller.create_pod(name)
 
-    def _run(self, job: Object, pod: Object) -> None:
+    def _run(self, job: Object, pod: Object, decide: Decide) -> None:
         """Start a pod's container, or end it when its time has come."""
         name, job_name = pod["metadata"]["name"], job["metadata"]["name"]
         if name not in self._runs:
             attempt = self._attempts.get(job["metadata"]["uid"], 0) + 1
             self._attempts[job["metadata"]["uid"]] = attempt
-            run = self._decide(copy.deepcopy(job), attempt)
+            run = decide(copy.deepcopy(job), attempt)
             ends = None if run.seconds is None else time.monotonic() + run.seconds
             self._runs[name] = _Running(run, ends)
             self._controller.schedule(name)

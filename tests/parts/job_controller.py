@@ -23,6 +23,7 @@ Step by step, as a test says; Jobs and pods are named, in the server's namespace
 By itself, in a thread, for all Jobs: pods, retries, deadline, suspend, TTL, deletion (job_automation.py):
         controller.run_all()                             every training succeeds at once
         controller.run_all(lambda job, attempt: Run(70, message="{...}", seconds=0.5))
+        controller.run_jobs()                            without the pods, which a NodeStandIn runs
         controller.stop()
 
 A whole cluster in the foreground, until SIGINT or SIGTERM, in which every training succeeds:
@@ -31,6 +32,7 @@ A whole cluster in the foreground, until SIGINT or SIGTERM, in which every train
 
 import argparse
 import contextlib
+import copy
 import secrets
 import signal
 from collections.abc import Callable
@@ -42,6 +44,7 @@ from tests.parts import job_states, pod_states
 from tests.parts.api_server import ApiServer
 from tests.parts.job_automation import Automation, Decide, Run, succeed
 from tests.parts.job_states import TERMINAL, Verdict
+from tests.parts.kube_defaults import add_requests
 from tests.parts.kube_schema import RESOURCES
 from tests.parts.kube_store import JOB_TRACKING, Object, now, with_metadata
 from tests.parts.kubelet import PODS, Kubelet
@@ -76,6 +79,12 @@ class JobController(Kubelet):
         self._automation = Automation(self, decide)
         return self._automation
 
+    def run_jobs(self) -> Automation:
+        """Make and count the pods of every Job until stop(); a NodeStandIn runs them."""
+        self.stop()
+        self._automation = Automation(self, None)
+        return self._automation
+
     def stop(self) -> None:
         automation, self._automation = self._automation, None
         if automation is not None:
@@ -101,9 +110,10 @@ class JobController(Kubelet):
             "kind": "Pod",
             "apiVersion": "v1",
             "metadata": metadata,
-            "spec": template["spec"],
+            "spec": copy.deepcopy(template["spec"]),
             "status": {"phase": "Pending", "qosClass": "BestEffort"},
         }
+        add_requests(pod["spec"])
         self.store.create(PODS, (self.namespace, name), pod)
         self.record(job, "SuccessfulCreate", f"Created pod: {name}", "Normal")
         self.sync(job_name)
@@ -200,10 +210,7 @@ class JobController(Kubelet):
         """Write the verdict and delete the pods that run; once they are gone, the final condition."""
         if job_states.verdict(self.job(job_name)) is None:
             self._add_condition(job_name, verdict.type, verdict)
-        active = [pod for pod in self.pods(job_name) if not pod_states.is_finished(pod)]
-        for pod in active:
-            if "deletionTimestamp" not in pod["metadata"]:
-                self.store.delete(PODS, (self.namespace, pod["metadata"]["name"]), "Background")
+        self._delete_active_pods(job_name)
         if any(not pod_states.is_finished(pod) for pod in self.pods(job_name)):
             return
         succeeded = verdict.type == "SuccessCriteriaMet"
@@ -229,9 +236,7 @@ class JobController(Kubelet):
         name, was = job["metadata"]["name"], job_states.condition(job, "Suspended") is not None
         suspend = bool(job["spec"]["suspend"])
         if suspend:
-            for pod in self.pods(name):
-                if not pod_states.is_finished(pod) and "deletionTimestamp" not in pod["metadata"]:
-                    self.store.delete(PODS, (self.namespace, pod["metadata"]["name"]), "Background")
+            self._delete_active_pods(name)
         if suspend != was:
             reason, message = ("JobSuspended", "Job suspended") if suspend else ("JobResumed", "Job resumed")
 
@@ -244,6 +249,13 @@ class JobController(Kubelet):
             self._change_job(name, change)
             self.record(job, "Suspended" if suspend else "Resumed", message, "Normal")
         return suspend
+
+    def _delete_active_pods(self, job_name: str) -> None:
+        for pod in self.pods(job_name):
+            if not pod_states.is_finished(pod) and "deletionTimestamp" not in pod["metadata"]:
+                name = pod["metadata"]["name"]
+                self.store.delete(PODS, (self.namespace, name), "Background")
+                self.record(self.job(job_name), "SuccessfulDelete", f"Deleted pod: {name}", "Normal")
 
     def _release(self, pod: Object) -> None:
         name, finalizers = pod["metadata"]["name"], pod["metadata"].get("finalizers", [])

@@ -4,13 +4,13 @@ import json
 import secrets
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jsonpatch
 
-from tests.parts import kube_events, kube_rules, kube_status
-from tests.parts.kube_schema import ResourceType, Schemas
+from tests.parts import kube_defaults, kube_events, kube_rules, kube_status
+from tests.parts.kube_calls import ApiCall, parsed
+from tests.parts.kube_schema import Schemas
 from tests.parts.kube_status import ApiError, Cause
 from tests.parts.kube_store import Object, now, with_metadata
 
@@ -25,35 +25,14 @@ _KEPT_BY_SERVER: Final = (
 )
 
 
-@dataclass(frozen=True)
-class ApiCall:
-    """One request, read: /apis/batch/v1/namespaces/{namespace}/jobs/{name}/{subresource}."""
+class Sent(NamedTuple):
+    """An object as it came, by the schema."""
 
-    verb: str
-    resource: ResourceType
-    namespace: str
-    name: str
-    subresource: str
-    query: Mapping[str, str]
-    content_type: str
-    user_agent: str
-    body: bytes
-
-    @property
-    def key(self) -> tuple[str, str]:
-        return (self.namespace, self.name)
-
-    @property
-    def target(self) -> str:
-        """Plural with its subresource, as RBAC and faults name it."""
-        return f"{self.resource.plural}/{self.subresource}" if self.subresource else self.resource.plural
-
-
-def parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body)
-    except ValueError as error:
-        raise ApiError(400, f"the object provided is unrecognized (must be JSON): {error}") from error
+    value: Object
+    warnings: dict[str, str]
+    """The header that names the fields that were dropped."""
+    faults: list[Cause]
+    """What the schema finds fault with."""
 
 
 class Changes:
@@ -62,8 +41,17 @@ class Changes:
     def __init__(self, schemas: Schemas) -> None:
         self._schemas = schemas
 
-    def decoded(self, call: ApiCall, value: Any) -> tuple[Object, dict[str, str]]:
-        """Return the object by the schema, and the Warning header for fields that it dropped."""
+    def sent(self, call: ApiCall) -> Sent:
+        """Return the object that a create or an update brings."""
+        if call.content_type not in ("", "application/json"):
+            raise ApiError(
+                415,
+                "the body of the request was in an unknown format - accepted media types include:"
+                " application/json, application/yaml, application/vnd.kubernetes.protobuf",
+            )
+        return self._decoded(call, parsed(call.body))
+
+    def _decoded(self, call: ApiCall, value: Any) -> Sent:
         if not isinstance(value, dict):
             raise ApiError(400, "the object provided is unrecognized: it must be an object with a kind")
         kind, expected = call.resource.kind, call.resource.api_version
@@ -75,23 +63,23 @@ class Changes:
                 f" ({version}) does not match the expected API version ({expected})",
             )
         decoded = self._schemas.decode(call.resource, value)
-        unknown = ", ".join(f'unknown field "{path}"' for path in decoded.unknown)
+        unknown = [f'unknown field "{path}"' for path in decoded.unknown]
         if unknown and call.query.get("fieldValidation") == "Strict":
             raise ApiError(
                 400,
-                f'{kind} in version "v1" cannot be handled as a {kind}: strict decoding error: {unknown}',
+                f'{kind} in version "v1" cannot be handled as a {kind}: strict decoding error:'
+                f" {', '.join(unknown)}",
             )
-        if decoded.causes:
-            name = value.get("metadata", {}).get("name", "")
-            raise kube_status.invalid(kind, call.resource.group, name, decoded.causes)
         normal = ordered({**decoded.value, "kind": kind, "apiVersion": expected})
         if call.resource.group == "events.k8s.io":
             normal = kube_events.to_core_api(normal)
-        warning = unknown.replace('"', '\\"')
-        return normal, {"Warning": f'299 - "{warning}"'} if unknown else {}
+        warnings = ", ".join(warning(text) for text in unknown)
+        shown = bool(unknown) and call.query.get("fieldValidation") != "Ignore"
+        return Sent(normal, {"Warning": warnings} if shown else {}, decoded.causes)
 
-    def new(self, call: ApiCall, value: Object) -> Object:
-        """Complete a decoded object for its creation: name, defaults, no status."""
+    def new(self, call: ApiCall, sent: Sent) -> Object:
+        """Complete an object for its creation: name, defaults, no status."""
+        value = sent.value
         metadata = value.setdefault("metadata", {})
         if call.resource.namespaced and metadata.setdefault("namespace", call.namespace) != call.namespace:
             raise ApiError(
@@ -100,28 +88,26 @@ class Changes:
                 f" {metadata['namespace']} != {call.namespace}",
             )
         if metadata.get("resourceVersion"):
-            raise ApiError(500, "resourceVersion should not be set on objects to be created")
+            raise ApiError(500, "resourceVersion should not be set on objects to be created", "")
         if not metadata.get("name") and metadata.get("generateName"):
             metadata["name"] = metadata["generateName"] + "".join(
                 secrets.choice(_SUFFIX_LETTERS) for _ in range(5)
             )
         for field in _SET_BY_SERVER:
             metadata.pop(field, None)
-        faults = list(kube_rules.metadata_faults(call.resource, metadata))
         metadata["uid"] = str(uuid.uuid4())
-        if call.resource.plural == "jobs" and not faults:
-            kube_rules.complete_job(value)
-            kube_rules.add_job_defaults(value["spec"])
-            faults = list(kube_rules.job_faults(value))
+        if call.resource.plural == "jobs":
+            kube_defaults.complete_job(value)
         elif call.resource.plural == "pods":
-            kube_rules.add_pod_defaults(value["spec"])
             value["status"] = {"phase": "Pending", "qosClass": "BestEffort"}
-        _refuse(call, metadata.get("name", ""), faults)
+        elif call.resource.plural == "resourcequotas":
+            value["status"] = {"hard": value.get("spec", {}).get("hard", {})}
+        self._check(call, value, sent.faults)
         metadata["managedFields"] = [_managed(call, value)]
         return value
 
-    def patched(self, call: ApiCall, old: Object) -> Object:
-        """Return old with the patch in the call's body, by the call's content type."""
+    def patched(self, call: ApiCall, old: Object) -> tuple[Object, dict[str, str]]:
+        """Return old with the patch in the call's body, and the header that names unknown fields."""
         patch = parsed(call.body)
         base = kube_events.to_new_api(old) if call.resource.group == "events.k8s.io" else old
         if call.content_type == "application/json-patch+json":
@@ -141,11 +127,23 @@ class Changes:
                 f"the body of the request was in an unknown format - {call.content_type} is not supported by"
                 " this server",
             )
-        return self.merged(call, old, self.decoded(call, new)[0])
+        if not isinstance(patch, list if call.content_type == "application/json-patch+json" else dict):
+            raise ApiError(400, "json: cannot unmarshal the patch: it is of another type")
+        try:
+            sent = self._decoded(call, new)
+        except ApiError as error:
+            cause = Cause("FieldValueInvalid", "patch", f"Invalid value: {json.dumps(new)}: {error}")
+            raise kube_status.invalid("", "", "", [cause]) from error
+        metadata = sent.value["metadata"]
+        _check_name(call, metadata)
+        if metadata.get("uid") != old["metadata"]["uid"]:
+            immutable = f'Invalid value: "{metadata.get("uid", "")}": field is immutable'
+            _refuse(call, call.name, [Cause("FieldValueInvalid", "metadata.uid", immutable)])
+        return self.merged(call, old, sent), sent.warnings
 
-    def merged(self, call: ApiCall, old: Object, sent: Object) -> Object:
+    def merged(self, call: ApiCall, old: Object, sent: Sent) -> Object:
         """Return old with what this call may change taken from sent."""
-        metadata, before = sent.get("metadata", {}), old["metadata"]
+        metadata, before = sent.value.get("metadata", {}), old["metadata"]
         if metadata.get("resourceVersion") not in (None, "", before["resourceVersion"]):
             raise kube_status.conflict(call.resource.qualified, call.name)
         if metadata.get("uid") not in (None, "", before["uid"]):
@@ -156,12 +154,12 @@ class Changes:
                 f" {before['uid']}",
             )
         kept = {name: before[name] for name in _KEPT_BY_SERVER if name in before}
-        new = with_metadata({**sent, "metadata": metadata}, **kept)
+        new = with_metadata({**sent.value, "metadata": metadata}, **kept)
         if "status" in call.resource.subresources:
             # The object itself and its status have an endpoint each, which leaves the other part alone.
             other = "spec" if call.subresource == "status" else "status"
             new[other] = old.get(other, {})
-        faults = list(kube_rules.metadata_faults(call.resource, new["metadata"]))
+        faults = sent.faults
         added = sorted(set(metadata.get("finalizers", ())) - set(before.get("finalizers", ())))
         if added and "deletionTimestamp" in before:
             found = ", ".join(f'"{name}"' for name in added)
@@ -173,29 +171,59 @@ class Changes:
                     f" finalizers []string{{{found}}}",
                 )
             )
-        if call.resource.plural == "jobs":
-            kube_rules.add_job_defaults(new["spec"])
-            faults += kube_rules.job_faults(new)
-            faults += kube_rules.job_update_faults(old, new)
-        _refuse(call, call.name, faults)
+        self._check(call, new, faults, old)
         return ordered(new)
+
+    @staticmethod
+    def _check(call: ApiCall, value: Object, faults: list[Cause], old: Object | None = None) -> None:
+        """Add the defaults, then refuse what is wrong: faults that are known, and those of the rules."""
+        # A Job without a template gets an empty one, whose faults are others.
+        found = [fault for fault in faults if fault.field != "spec.template"]
+        found += kube_rules.metadata_faults(call.resource, value["metadata"])
+        match call.resource.plural:
+            case "jobs":
+                kube_defaults.add_job_defaults(value.setdefault("spec", {}))
+                found += kube_rules.job_faults(value)
+                if old is not None:
+                    found += kube_rules.job_update_faults(old, value)
+            case "pods":
+                kube_defaults.add_pod_defaults(value.setdefault("spec", {}))
+                kube_defaults.add_requests(value["spec"])
+                kube_defaults.add_probe_times(value["status"])
+            case "events":
+                kube_defaults.add_event_defaults(value)
+                found += kube_rules.event_faults(value)
+            case "leases":
+                found += kube_rules.lease_faults(value)
+        _refuse(call, value["metadata"].get("name", ""), found)
 
     @staticmethod
     def check_update(call: ApiCall, sent: Object) -> None:
         """Refuse a PUT to another name, and one of a Lease that names no version."""
         metadata = sent.get("metadata", {})
-        if metadata.get("name") != call.name:
-            raise ApiError(
-                400,
-                f"the name of the object ({metadata.get('name', '')}) does not match the name on the URL"
-                f" ({call.name})",
-            )
+        _check_name(call, metadata)
         if call.resource.plural == "leases" and not metadata.get("resourceVersion"):
             must = "Invalid value: 0: must be specified for an update"
-            _refuse(call, call.name, [Cause("FieldValueInvalid", "metadata.resourceVersion", must)])
+            cause = Cause("FieldValueInvalid", "metadata.resourceVersion", must)
+            raise kube_status.invalid(call.resource.plural, call.resource.group, call.name, [cause])
 
 
-def _refuse(call: ApiCall, name: str, faults: list[Cause]) -> None:
+def warning(text: str) -> str:
+    """Return a text as a Warning header has it."""
+    escaped = text.replace('"', '\\"')
+    return f'299 - "{escaped}"'
+
+
+def _check_name(call: ApiCall, metadata: Mapping[str, Any]) -> None:
+    name = metadata.get("name", "")
+    if name != call.name:
+        raise ApiError(
+            400, f"the name of the object ({name}) does not match the name on the URL ({call.name})"
+        )
+
+
+def _refuse(call: ApiCall, name: str, causes: list[Cause]) -> None:
+    faults = list({(cause.reason, cause.field): cause for cause in causes}.values())
     if faults:
         raise kube_status.invalid(call.resource.kind, call.resource.group, name, faults)
 

@@ -15,6 +15,7 @@ class Fault:
     Fault(reset=True, after=True)                     ... after the request took effect: it committed
     Fault(hang=True), Fault(hang=True, after=True)    no answer until release_hangs() or stop()
     Fault(500, after=True)                            took effect, answers 500
+    Fault(hang=True, containing=b"finalizers")        only where the body holds this text
     """
 
     status: int | None = None
@@ -23,6 +24,7 @@ class Fault:
     resource: str | None = None
     """Plural, with its subresource: jobs, jobs/status, pods/log, events, leases."""
     name: str | None = None
+    containing: bytes = b""
     times: int = 1
     after: bool = False
     hang: bool = False
@@ -51,13 +53,14 @@ class FaultQueue:
         with self._lock:
             self._faults.clear()
 
-    def take(self, verb: str, resource: str, name: str) -> Fault | None:
+    def take(self, verb: str, resource: str, name: str, body: bytes = b"") -> Fault | None:
         with self._lock:
             for fault in self._faults:
                 if (
                     fault.verb in (None, verb)
                     and fault.resource in (None, resource)
                     and fault.name in (None, name)
+                    and fault.containing in body
                 ):
                     fault.hits += 1
                     if fault.hits >= fault.times:

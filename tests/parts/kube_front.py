@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.parts.http_server import DropConnectionError, HttpRequest, HttpResponse, json_response
-from tests.parts.kube_changes import ApiCall, parsed
+from tests.parts.kube_calls import ApiCall, parsed
 from tests.parts.kube_faults import FaultQueue
 from tests.parts.kube_logs import Logs
 from tests.parts.kube_routes import allows, discovery, read_call
@@ -92,7 +92,9 @@ class Front:
         return response
 
     def _user(self, request: HttpRequest) -> str:
-        token = request.headers.get("authorization", "").removeprefix("Bearer ")
+        # The client says `bearer` in a cluster, and `Bearer` from a kubeconfig; the real server takes both.
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        token = token if scheme.lower() == "bearer" else ""
         user = _ADMIN if token == ADMIN_TOKEN else self.tokens.get(token)
         if user is None:
             raise ApiError(401, "Unauthorized")
@@ -100,7 +102,9 @@ class Front:
 
     def _spoiled(self, call: ApiCall, user: str) -> HttpResponse:
         """Answer a call, or what the first fault that matches makes of it."""
-        fault = self.faults.take(call.verb, call.target, call.name) if user != _ADMIN else None
+        fault = None
+        if user != _ADMIN:
+            fault = self.faults.take(call.verb, call.target, call.name, call.body)
         if fault is None:
             return self._answer(call, user)
         released = self.faults.released
@@ -139,4 +143,4 @@ class Front:
         allowed = self._allowed(
             user, asked.get("verb", ""), asked.get("group", ""), target, asked.get("name", "")
         )
-        return json_response({**review, "status": {"allowed": allowed}}, 201)
+        return json_response({"metadata": {}, **review, "status": {"allowed": allowed}}, 201)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.parts import kube_status
 from tests.parts.http_server import HttpResponse
-from tests.parts.kube_changes import ApiCall
+from tests.parts.kube_calls import ApiCall
 from tests.parts.kube_status import ApiError
 from tests.parts.kube_store import Key, Store
 
@@ -27,7 +27,7 @@ class Logs:
             self._written.notify_all()
 
     def answer(self, call: ApiCall) -> HttpResponse:
-        """Raises ApiError 404 without such a pod, 400 while its container has not started."""
+        """Raises ApiError 404 without such a pod, 400 while a node has not started its container."""
         stored = self._store.get("pods", call.key)
         if stored is None:
             raise kube_status.not_found("pods", call.name)
@@ -35,6 +35,8 @@ class Logs:
         container = call.query.get("container") or names[0]
         if container not in names:
             raise ApiError(400, f"container {container} is not valid for pod {call.name}")
+        if not stored.value["spec"].get("nodeName"):
+            return HttpResponse(204, content_type="")
         waiting = _waiting(stored.value, container)
         if waiting:
             raise ApiError(
@@ -81,4 +83,4 @@ def _waiting(pod: dict[str, Any], container: str) -> str:
         if status["name"] == container:
             waiting: str = status["state"].get("waiting", {}).get("reason", "")
             return "" if status.get("restartCount") else waiting
-    return "PodInitializing" if pod["spec"].get("nodeName") else "no node yet"
+    return "PodInitializing"

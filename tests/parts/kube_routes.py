@@ -3,9 +3,9 @@
 from typing import Any, Final
 
 from tests.parts.http_server import HttpRequest
-from tests.parts.kube_changes import ApiCall
+from tests.parts.kube_calls import ApiCall
 from tests.parts.kube_schema import RESOURCES
-from tests.parts.kube_status import ApiError
+from tests.parts.kube_status import ApiError, no_resource
 
 _BY_PLACE: Final = {(resource.group, resource.plural): resource for resource in RESOURCES}
 _VERBS: Final = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
@@ -24,11 +24,11 @@ def read_call(request: HttpRequest) -> ApiCall:
     resource = _BY_PLACE.get((group, plural))
     known_subresource = resource is not None and (not subresource or subresource in resource.subresources)
     if resource is None or not known_subresource or (more and more[0]):
-        raise ApiError(404, "the server could not find the requested resource")
+        raise no_resource()
     if name and resource.namespaced and not namespace:
-        raise ApiError(404, "the server could not find the requested resource")
+        raise no_resource()
     return ApiCall(
-        verb=_verb(request, name),
+        verb=_verb(request, name, subresource),
         resource=resource,
         namespace=namespace,
         name=name,
@@ -40,18 +40,18 @@ def read_call(request: HttpRequest) -> ApiCall:
     )
 
 
-def _verb(request: HttpRequest, name: str) -> str:
+def _verb(request: HttpRequest, name: str, subresource: str) -> str:
     if request.method == "GET":
         if name:
             return "get"
         return "watch" if request.query.get("watch") in ("true", "True", "1") else "list"
-    if request.method == "POST" and not name:
+    if request.method == "POST" and (not name or subresource == "binding"):
         return "create"
     if request.method == "DELETE":
         return "delete" if name else "deletecollection"
     if name and request.method in _VERB_OF_METHOD:
         return _VERB_OF_METHOD[request.method]
-    raise ApiError(405, "the server does not allow this method on the requested resource")
+    raise ApiError(405, "the server does not allow this method on the requested resource", details={})
 
 
 def discovery(path: str) -> dict[str, Any] | None:

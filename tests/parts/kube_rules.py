@@ -1,20 +1,23 @@
-"""What the API server adds to objects (defaults) and refuses (validation): metadata, Jobs and pod templates.
+"""What the API server refuses: metadata, Jobs, pod templates, Leases, Events.
 
 The rules are those of Kubernetes 1.36 that a Job of this project can meet; schema faults are found before,
 in kube_schema.py.
 """
 
+import json
 import re
 from collections.abc import Iterator
 from typing import Any, Final
 
+from tests.parts.kube_pod_rules import pod_faults
 from tests.parts.kube_schema import ResourceType
-from tests.parts.kube_status import Cause
+from tests.parts.kube_status import Cause, not_supported
 
 _NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_LABEL_NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _LABEL_VALUE: Final = re.compile(r"(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?")
 _KEY_NAME: Final = re.compile(r"([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]")
+_UID_LABEL: Final = "batch.kubernetes.io/controller-uid"
+_POD: Final = "spec.template.spec"
 _ANNOTATIONS_BYTES: Final = 262144
 _IMMUTABLE: Final = (
     "completionMode",
@@ -36,56 +39,6 @@ _MUST_BE_VALUE: Final = (
 )
 
 
-def complete_job(job: dict[str, Any]) -> None:
-    """Write the identity into a new Job that has its metadata.name and metadata.uid; it has no status yet."""
-    spec, template = job["spec"], job["spec"].setdefault("template", {})
-    uid, name = job["metadata"]["uid"], job["metadata"]["name"]
-    if not spec.get("manualSelector"):
-        owner = {"batch.kubernetes.io/controller-uid": uid}
-        names = {"batch.kubernetes.io/job-name": name, "controller-uid": uid, "job-name": name}
-        metadata = template.setdefault("metadata", {})
-        metadata["labels"] = {**metadata.get("labels", {}), **owner, **names}
-        spec.setdefault("selector", {"matchLabels": owner})
-    job["status"] = {}
-
-
-def add_job_defaults(spec: dict[str, Any]) -> None:
-    defaults = {
-        "completions": 1,
-        "parallelism": 1,
-        "backoffLimit": 6,
-        "completionMode": "NonIndexed",
-        "suspend": False,
-        "manualSelector": False,
-        "podReplacementPolicy": "Failed" if "podFailurePolicy" in spec else "TerminatingOrFailed",
-    }
-    for field, value in defaults.items():
-        spec.setdefault(field, value)
-    for rule in spec.get("podFailurePolicy", {}).get("rules", ()):
-        for pattern in rule.get("onPodConditions", ()):
-            pattern.setdefault("status", "True")
-    add_pod_defaults(spec["template"].get("spec", {}))
-
-
-def add_pod_defaults(pod: dict[str, Any]) -> None:
-    pod.setdefault("restartPolicy", "Always")
-    pod.setdefault("dnsPolicy", "ClusterFirst")
-    pod.setdefault("schedulerName", "default-scheduler")
-    pod.setdefault("terminationGracePeriodSeconds", 30)
-    pod.setdefault("securityContext", {})
-    for container in [*pod.get("containers", ()), *pod.get("initContainers", ())]:
-        latest = ":" not in container.get("image", "").rpartition("/")[2] or container["image"].endswith(
-            ":latest"
-        )
-        container.setdefault("imagePullPolicy", "Always" if latest else "IfNotPresent")
-        container.setdefault("terminationMessagePath", "/dev/termination-log")
-        container.setdefault("terminationMessagePolicy", "File")
-        container.setdefault("resources", {})
-        limits = container["resources"].get("limits")
-        if limits:
-            container["resources"]["requests"] = {**limits, **container["resources"].get("requests", {})}
-
-
 def metadata_faults(resource: ResourceType, metadata: dict[str, Any]) -> Iterator[Cause]:
     name = metadata.get("name", "")
     if not name:
@@ -94,13 +47,13 @@ def metadata_faults(resource: ResourceType, metadata: dict[str, Any]) -> Iterato
         yield Cause("FieldValueInvalid", "metadata.name", f'Invalid value: "{name}": {_MUST_BE_NAME}')
     yield from _label_faults(metadata.get("labels", {}), "metadata.labels")
     yield from _annotation_faults(metadata.get("annotations", {}), "metadata.annotations")
-    for finalizer in metadata.get("finalizers", ()):
+    for index, finalizer in enumerate(metadata.get("finalizers", ())):
         if not _is_key(finalizer):
             yield Cause("FieldValueInvalid", "metadata.finalizers", f'Invalid value: "{finalizer}"')
         elif "/" not in finalizer and finalizer not in ("orphan", "foregroundDeletion", "kubernetes"):
             yield Cause(
                 "FieldValueInvalid",
-                "metadata.finalizers",
+                f"metadata.finalizers[{index}]",
                 f'Invalid value: "{finalizer}": name is neither a standard finalizer name nor is it fully'
                 " qualified",
             )
@@ -152,76 +105,39 @@ def job_faults(job: dict[str, Any]) -> Iterator[Cause]:
                 f"spec.{field}",
                 f"Invalid value: {value}: must be greater than or equal to 0",
             )
+    yield from not_supported("spec.completionMode", spec["completionMode"], ("Indexed", "NonIndexed"))
     template = spec["template"]
     metadata = template.get("metadata", {})
+    labels = metadata.get("labels", {})
+    if not spec["manualSelector"] and spec["selector"] != {"matchLabels": {_UID_LABEL: labels[_UID_LABEL]}}:
+        yield Cause("FieldValueInvalid", "spec.selector", "Invalid value: `selector` not auto-generated")
+        yield Cause(
+            "FieldValueInvalid",
+            "spec.template.metadata.labels",
+            f"Invalid value: {labels}: `selector` does not match template `labels`",
+        )
     yield from _label_faults(metadata.get("labels", {}), "spec.template.labels")
     yield from _annotation_faults(metadata.get("annotations", {}), "spec.template.annotations")
     pod = template.get("spec", {})
-    if pod.get("restartPolicy") not in ("OnFailure", "Never"):
+    policy = pod.get("restartPolicy", "")
+    yield from not_supported(f"{_POD}.restartPolicy", policy, ("Always", "OnFailure", "Never"))
+    if policy == "Always":
         yield Cause(
             "FieldValueRequired",
-            "spec.template.spec.restartPolicy",
+            f"{_POD}.restartPolicy",
             'Required value: valid values: "OnFailure", "Never"',
         )
-    yield from _pod_faults(pod, "spec.template.spec")
+    yield from pod_faults(pod, _POD)
     if "podFailurePolicy" in spec:
         yield from _failure_policy_faults(spec["podFailurePolicy"], pod)
 
 
-def _pod_faults(pod: dict[str, Any], path: str) -> Iterator[Cause]:
-    volumes = [volume.get("name", "") for volume in pod.get("volumes", ())]
-    for index, name in enumerate(volumes):
-        if len(name) > 63 or not _LABEL_NAME.fullmatch(name):
-            yield Cause("FieldValueInvalid", f"{path}.volumes[{index}].name", f'Invalid value: "{name}"')
-        if name in volumes[:index]:
-            yield Cause("FieldValueDuplicate", f"{path}.volumes[{index}].name", f'Duplicate value: "{name}"')
-    if not pod.get("containers"):
-        yield Cause("FieldValueRequired", f"{path}.containers", "Required value")
-    names: set[str] = set()
-    for kind in ("containers", "initContainers"):
-        for index, container in enumerate(pod.get(kind, ())):
-            where, name = f"{path}.{kind}[{index}]", container.get("name", "")
-            if len(name) > 63 or not _LABEL_NAME.fullmatch(name):
-                yield Cause("FieldValueInvalid", f"{where}.name", f'Invalid value: "{name}"')
-            if name in names:
-                yield Cause("FieldValueDuplicate", f"{where}.name", f'Duplicate value: "{name}"')
-            names.add(name)
-            yield from _container_faults(container, volumes, where)
-
-
-def _container_faults(container: dict[str, Any], volumes: list[str], path: str) -> Iterator[Cause]:
-    if not container.get("image"):
-        yield Cause("FieldValueRequired", f"{path}.image", "Required value")
-    mounted: set[str] = set()
-    for index, mount in enumerate(container.get("volumeMounts", ())):
-        if mount["name"] not in volumes:
-            yield Cause(
-                "FieldValueNotFound", f"{path}.volumeMounts[{index}].name", f'Not found: "{mount["name"]}"'
-            )
-        if mount["mountPath"] in mounted:
-            yield Cause(
-                "FieldValueInvalid",
-                f"{path}.volumeMounts[{index}].mountPath",
-                f'Invalid value: "{mount["mountPath"]}": must be unique',
-            )
-        mounted.add(mount["mountPath"])
-    limits = container["resources"].get("limits", {})
-    for name, amount in container["resources"].get("requests", {}).items():
-        if "/" in name and str(amount) != str(limits.get(name)):
-            yield Cause(
-                "FieldValueInvalid",
-                f"{path}.resources.requests",
-                f'Invalid value: "{amount}": must be equal to {name} limit of {limits.get(name, 0)}',
-            )
-
-
 def _failure_policy_faults(policy: dict[str, Any], pod: dict[str, Any]) -> Iterator[Cause]:
-    if pod.get("restartPolicy") != "Never":
+    if pod.get("restartPolicy") == "OnFailure":
         yield Cause(
             "FieldValueInvalid",
-            "spec.template.spec.restartPolicy",
-            f'Invalid value: "{pod.get("restartPolicy")}": only "Never" is supported when podFailurePolicy is'
-            " specified",
+            f"{_POD}.restartPolicy",
+            'Invalid value: "OnFailure": only "Never" is supported when podFailurePolicy is specified',
         )
     names = {item.get("name") for kind in ("containers", "initContainers") for item in pod.get(kind, ())}
     if len(policy["rules"]) > 20:
@@ -231,6 +147,12 @@ def _failure_policy_faults(policy: dict[str, Any], pod: dict[str, Any]) -> Itera
     for index, rule in enumerate(policy["rules"]):
         where = f"spec.podFailurePolicy.rules[{index}]"
         codes = rule.get("onExitCodes")
+        actions = ("Count", "FailIndex", "FailJob", "Ignore")
+        if rule.get("action"):
+            yield from not_supported(f"{where}.action", rule["action"], actions)
+        for number, pattern in enumerate(rule.get("onPodConditions", ())):
+            status = f"{where}.onPodConditions[{number}].status"
+            yield from not_supported(status, pattern["status"], ("False", "True", "Unknown"))
         if ("onExitCodes" in rule) == bool(rule.get("onPodConditions")):
             yield Cause(
                 "FieldValueInvalid",
@@ -239,13 +161,7 @@ def _failure_policy_faults(policy: dict[str, Any], pod: dict[str, Any]) -> Itera
             )
         if codes is None:
             continue
-        values = codes["values"]
-        if not values or values != sorted(set(values)) or (0 in values and codes["operator"] == "In"):
-            yield Cause(
-                "FieldValueInvalid",
-                f"{where}.onExitCodes.values",
-                f"Invalid value: {values}: must be ordered, unique, and without 0 for the In operator",
-            )
+        yield from _exit_code_faults(codes, f"{where}.onExitCodes")
         if codes.get("containerName") and codes["containerName"] not in names:
             yield Cause(
                 "FieldValueInvalid",
@@ -255,16 +171,57 @@ def _failure_policy_faults(policy: dict[str, Any], pod: dict[str, Any]) -> Itera
             )
 
 
+def _exit_code_faults(codes: dict[str, Any], path: str) -> Iterator[Cause]:
+    operator, values = codes.get("operator", ""), codes.get("values", [])
+    if operator:
+        yield from not_supported(f"{path}.operator", operator, ("In", "NotIn"))
+    for index, value in enumerate(values):
+        where = f"{path}.values[{index}]"
+        if value == 0 and operator == "In":
+            yield Cause("FieldValueInvalid", where, "Invalid value: 0: must not be 0 for the In operator")
+        if value in values[:index]:
+            yield Cause("FieldValueDuplicate", where, f"Duplicate value: {value}")
+    if not values:
+        yield Cause(
+            "FieldValueInvalid", f"{path}.values", "Invalid value: []: at least one value is required"
+        )
+    elif values != sorted(values):
+        yield Cause("FieldValueInvalid", f"{path}.values", f"Invalid value: {values}: must be ordered")
+
+
+def lease_faults(lease: dict[str, Any]) -> Iterator[Cause]:
+    seconds = lease.get("spec", {}).get("leaseDurationSeconds")
+    if seconds is not None and seconds <= 0:
+        yield Cause(
+            "FieldValueInvalid",
+            "spec.leaseDurationSeconds",
+            f"Invalid value: {seconds}: must be greater than 0",
+        )
+
+
+def event_faults(event: dict[str, Any]) -> Iterator[Cause]:
+    namespace = event["metadata"]["namespace"]
+    involved = event.get("involvedObject", {}).get("namespace", "")
+    if involved != namespace:
+        yield Cause(
+            "FieldValueInvalid",
+            "involvedObject.namespace",
+            f'Invalid value: "{involved}": does not match event.namespace',
+        )
+
+
 def job_update_faults(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Cause]:
     """The fields of a Job that nobody may change."""
     immutable = {field: (old["spec"].get(field), new["spec"].get(field)) for field in _IMMUTABLE}
     if old["spec"].get("completionMode") != "Indexed":
         immutable["completions"] = (old["spec"].get("completions"), new["spec"].get("completions"))
     free = old["spec"].get("suspend") and not old["status"].get("startTime")
-    immutable["template"] = (_fixed(old, bool(free)), _fixed(new, bool(free)))
+    template = "template.spec" if free else "template"
+    immutable[template] = (_fixed(old, bool(free)), _fixed(new, bool(free)))
     for field, (before, after) in immutable.items():
         if before != after:
-            yield Cause("FieldValueInvalid", f"spec.{field}", "Invalid value: field is immutable")
+            shown = json.dumps(after)
+            yield Cause("FieldValueInvalid", f"spec.{field}", f"Invalid value: {shown}: field is immutable")
 
 
 def _fixed(job: dict[str, Any], free: bool) -> dict[str, Any]:

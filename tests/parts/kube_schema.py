@@ -4,15 +4,18 @@ The schemas are those of the package kubernetes-validate.
 """
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from typing import Any, Final, NamedTuple
 
+from tests.parts.kube_quantities import canonical
 from tests.parts.kube_status import ApiError, Cause
 
 _SCHEMA_FILE: Final = "kubernetes-json-schema/v1.36.0-local/_definitions.json"
 _QUANTITY: Final = "io.k8s.apimachinery.pkg.api.resource.Quantity"
+_TIME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 _TYPES: Final = {
     "string": (str,),
     "integer": (int,),
@@ -48,11 +51,11 @@ _NAMES: Final = ("metadata.name", "metadata.namespace")
 
 RESOURCES: Final = (
     ResourceType("namespaces", "Namespace", namespaced=False),
-    ResourceType("nodes", "Node", namespaced=False),
+    ResourceType("nodes", "Node", namespaced=False, subresources=("status",)),
     ResourceType(
         "pods",
         "Pod",
-        subresources=("status", "log"),
+        subresources=("status", "log", "binding"),
         fields=(*_NAMES, "status.phase", "spec.nodeName", "spec.restartPolicy", "spec.serviceAccountName"),
         has_generation=True,
     ),
@@ -60,6 +63,7 @@ RESOURCES: Final = (
     ResourceType("configmaps", "ConfigMap"),
     ResourceType("secrets", "Secret"),
     ResourceType("serviceaccounts", "ServiceAccount"),
+    ResourceType("resourcequotas", "ResourceQuota", subresources=("status",)),
     ResourceType("persistentvolumeclaims", "PersistentVolumeClaim", subresources=("status",)),
     ResourceType(
         "jobs",
@@ -129,7 +133,12 @@ class Schemas:
         if isinstance(value, dict):
             return self._decode_object(value, schema, path, found, kind)
         if schema is self._definitions[_QUANTITY]:
-            return str(value)  # the real server answers 1 with "1"
+            return canonical(value)
+        if schema.get("format") == "date-time" and not _TIME.fullmatch(value):
+            raise ApiError(
+                400,
+                f'{kind} in version "v1" cannot be handled as a {kind}: parsing time "{value}" as RFC 3339',
+            )
         allowed = [option for option in schema.get("enum", ()) if option]
         if allowed and path not in ("kind", "apiVersion") and value not in ("", *allowed):
             supported = ", ".join(f'"{option}"' for option in allowed)
@@ -200,7 +209,7 @@ class Schemas:
             return [item for item in patch if item != {"$patch": "replace"}]
         key = schema.get("x-kubernetes-patch-merge-key")
         if key is None:
-            return [*value, *(item for item in patch if item not in value)]
+            return [*(item for item in patch if item not in value), *value]
         result = list(value)
         for item in patch:
             places = [place for place, old in enumerate(result) if old.get(key) == item.get(key)]

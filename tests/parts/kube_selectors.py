@@ -46,7 +46,10 @@ def field_matcher(resource: ResourceType, selector: str) -> Matcher:
     """Return a function of an object for field=value and field!=value, joined by commas."""
     terms: list[tuple[list[str], bool, str]] = []
     for term in filter(None, selector.split(",")):
-        name, equal, value = re.split(r"(!=|==|=)", term, maxsplit=1)
+        name, *rest = re.split(r"(!=|==|=)", term, maxsplit=1)
+        if not rest:
+            raise ApiError(400, f"invalid selector: '{selector}'; can't understand '{term}'")
+        equal, value = rest
         if name not in resource.fields:
             raise ApiError(
                 400,

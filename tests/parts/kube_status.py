@@ -1,6 +1,6 @@
 """The error answers of an API server: Status objects with the reasons and sentences of the real one."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 REASONS = {
@@ -30,6 +30,14 @@ class Cause(NamedTuple):
     message: str
 
 
+def not_supported(field: str, value: str, supported: tuple[str, ...]) -> Iterator[Cause]:
+    if value not in supported:
+        listed = ", ".join(f'"{item}"' for item in supported)
+        yield Cause(
+            "FieldValueNotSupported", field, f'Unsupported value: "{value}": supported values: {listed}'
+        )
+
+
 class ApiError(Exception):
     """Ends a request with code and a Status object."""
 
@@ -38,7 +46,7 @@ class ApiError(Exception):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.reason = reason or REASONS.get(code, "")
+        self.reason = REASONS.get(code, "") if reason is None else reason
         self.details = details
 
     def status(self) -> dict[str, Any]:
@@ -48,10 +56,11 @@ class ApiError(Exception):
             "metadata": {},
             "status": "Failure",
             "message": str(self),
-            "reason": self.reason,
             "code": self.code,
         }
-        if self.details:
+        if self.reason:
+            status["reason"] = self.reason
+        if self.details is not None:
             status["details"] = self.details
         return status
 
@@ -70,6 +79,10 @@ def already_exists(qualified: str, name: str, being_deleted: bool = False) -> Ap
     prefix = "object is being deleted: " if being_deleted else ""
     message = f'{prefix}{qualified} "{name}" already exists'
     return ApiError(409, message, "AlreadyExists", details=_details(qualified, name))
+
+
+def no_resource() -> ApiError:
+    return ApiError(404, "the server could not find the requested resource", details={})
 
 
 def conflict(qualified: str, name: str, why: str | None = None) -> ApiError:
@@ -96,9 +109,7 @@ def invalid(kind: str, group: str, name: str, causes: Sequence[Cause]) -> ApiErr
         422,
         f'{qualified} "{name}" is invalid: {text}',
         details={
-            "name": name,
-            **({"group": group} if group else {}),
-            "kind": kind,
+            **{key: text for key, text in (("name", name), ("group", group), ("kind", kind)) if text},
             "causes": [cause._asdict() for cause in causes],
         },
     )

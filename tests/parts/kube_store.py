@@ -21,6 +21,7 @@ Key = tuple[str, str]
 
 ORPHAN: Final = "orphan"
 FOREGROUND: Final = "foregroundDeletion"
+_COLLECTED: Final = {"Foreground": FOREGROUND, "Orphan": ORPHAN}
 JOB_TRACKING: Final = "batch.kubernetes.io/job-tracking"
 
 
@@ -61,7 +62,7 @@ class Store:
         self.changed = threading.Condition(threading.RLock())
         """Notified at every change; also the lock of everything here."""
         self.version = 1000
-        self.compacted = 0
+        self.compacted = self.version
         """Versions up to this one can no longer be watched from."""
         self._objects: dict[str, dict[Key, Stored]] = {}
         self._history: dict[str, list[Change]] = {}
@@ -133,7 +134,7 @@ class Store:
             old, new = stored.value, change(stored.value)
             if new == old:
                 return stored
-            if resource.has_generation and new.get("spec") != old.get("spec"):
+            if resource.has_generation and _wanted(new) != _wanted(old):
                 new = with_metadata(new, generation=old["metadata"]["generation"] + 1)
             metadata = new["metadata"]
             # A pod in its grace period stays until the kubelet deletes it with a period of 0.
@@ -156,26 +157,17 @@ class Store:
             if resource.plural == "pods" and _runs(old):
                 default = old["spec"].get("terminationGracePeriodSeconds", 30)
                 grace = default if grace_seconds is None else grace_seconds
-            if propagation == "Foreground" and self._dependents.get(old["metadata"]["uid"]):
-                finalizers.append(FOREGROUND)
-            if propagation == "Orphan":
-                self._orphan(old["metadata"]["uid"])
+            # The garbage collector sees to the dependents, and then takes these off again.
+            if propagation in _COLLECTED:
+                finalizers.append(_COLLECTED[propagation])
             if not finalizers and grace == 0:
-                return self._remove(resource, key, old)
+                return self._remove(resource, key, _deleted(old, 0) if resource.plural == "pods" else old)
             deleted = "deletionTimestamp" in old["metadata"]
             if deleted and grace >= old["metadata"].get("deletionGracePeriodSeconds", 0):
                 return stored
-            new = with_metadata(
-                old,
-                finalizers=list(dict.fromkeys(finalizers)),
-                deletionTimestamp=old["metadata"].get("deletionTimestamp", now()),
-                deletionGracePeriodSeconds=grace,
-            )
-            if resource.has_generation and not deleted:
-                new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
+            new = with_metadata(_deleted(old, grace), finalizers=list(dict.fromkeys(finalizers)))
             stored = self._commit(resource, key, "MODIFIED", old, new)
-            if FOREGROUND in finalizers:
-                self._delete_dependents(old["metadata"]["uid"], owner_is_gone=False)
+            self._collect(old["metadata"]["uid"], propagation)
             return stored
 
     def compact(self) -> None:
@@ -219,10 +211,18 @@ class Store:
         removed = self._commit(resource, key, "DELETED", last, last)
         self._delete_dependents(last["metadata"]["uid"], owner_is_gone=True)
         for owner in last["metadata"].get("ownerReferences", ()):
-            self._finish_foreground(owner["uid"])
+            self._let_go(owner["uid"], FOREGROUND)
         return removed
 
     # The garbage collector
+
+    def _collect(self, owner_uid: str, propagation: str) -> None:
+        if propagation == "Foreground":
+            self._delete_dependents(owner_uid, owner_is_gone=False)
+        if propagation == "Orphan":
+            self._orphan(owner_uid)
+        if propagation in _COLLECTED:
+            self._let_go(owner_uid, _COLLECTED[propagation])
 
     def _delete_dependents(self, owner_uid: str, owner_is_gone: bool) -> None:
         """Delete what belongs to an owner that is gone, or that waits for it (foreground)."""
@@ -244,15 +244,15 @@ class Store:
             if self.get(plural, key) is not None:
                 self.delete(resource, key, "Background")
 
-    def _finish_foreground(self, owner_uid: str) -> None:
-        """Let go of an owner that waited for its dependents, once the last is gone."""
+    def _let_go(self, owner_uid: str, finalizer: str) -> None:
+        """Take the collector's finalizer off an owner that waited for its dependents, once it has none."""
         place = self._places.get(owner_uid)
         if place is None or self._dependents.get(owner_uid):
             return
         plural, key = place
         finalizers = self._objects[plural][key].value["metadata"].get("finalizers", ())
-        if FOREGROUND in finalizers:
-            rest = [name for name in finalizers if name != FOREGROUND]
+        if finalizer in finalizers:
+            rest = [name for name in finalizers if name != finalizer]
             self.replace(self._types[plural], key, lambda value: with_metadata(value, finalizers=rest))
 
     def _orphan(self, owner_uid: str) -> None:
@@ -273,6 +273,19 @@ def with_metadata(value: Object, **fields: Any) -> Object:
     """Return an object with some metadata changed; what is empty is left out, as in Kubernetes' JSON."""
     metadata = {**value["metadata"], **fields}
     return {**value, "metadata": {name: item for name, item in metadata.items() if item not in ([], {})}}
+
+
+def _deleted(value: Object, grace_seconds: int) -> Object:
+    metadata = value["metadata"]
+    fields = {"deletionTimestamp": metadata.get("deletionTimestamp", now())}
+    if "generation" in metadata and "deletionTimestamp" not in metadata:
+        fields["generation"] = metadata["generation"] + 1
+    return with_metadata(value, **fields, deletionGracePeriodSeconds=grace_seconds)
+
+
+def _wanted(value: Object) -> Object:
+    """What a generation counts the changes of: the node that a pod was given is none."""
+    return {name: item for name, item in value.get("spec", {}).items() if name != "nodeName"}
 
 
 def _runs(pod: Object) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 from tests.parts.http_server import DropConnectionError, HttpResponse
-from tests.parts.kube_changes import ApiCall
+from tests.parts.kube_calls import ApiCall
 from tests.parts.kube_selectors import Matcher
 from tests.parts.kube_status import ApiError
 from tests.parts.kube_store import Change, Store, Stored, with_metadata
@@ -48,7 +48,11 @@ class Watches:
     def answer(self, call: ApiCall) -> HttpResponse:
         """Raises ApiError."""
         matches = selector(call)
-        asked = int(call.query.get("resourceVersion") or 0)
+        text = call.query.get("resourceVersion") or "0"
+        if not text.isdigit():
+            parsing = f'strconv.ParseUint: parsing "{text}": invalid syntax'
+            raise ApiError(500, f'resourceVersion: Invalid value: "{text}": {parsing}', "")
+        asked = int(text)
         too_old = 0 < asked < self._store.compacted
         gone = ApiError(410, f"too old resource version: {asked} ({self._store.compacted})")
         if too_old and self.gone_as_status:

@@ -6,7 +6,9 @@ with TcpProxy("127.0.0.1", node.port) as proxy:
 proxy.cut()      reset every open connection; new ones work
 proxy.refuse()   reset every open connection and refuse new ones, until resume()
 proxy.stall()    carry no byte in either direction and close nothing, until resume()
-proxy.resume()   carry on; stalled bytes arrive now
+proxy.hold_at(b"text")               stall when a client sends bytes that hold the text, before they pass
+proxy.hold_at(b"text", passed=True)  ... right after they have passed; proxy.held is set when that happens
+proxy.resume()   carry on; stalled bytes arrive now, except on connections that were cut meanwhile
 proxy.connections   how many are open
 """
 
@@ -29,6 +31,8 @@ class TcpProxy:
         self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._flowing = threading.Event()
         self._flowing.set()
+        self._hold: tuple[bytes, bool] | None = None
+        self.held = threading.Event()
         self.port = free_port()
         self._listener = self._listen()
 
@@ -59,7 +63,12 @@ class TcpProxy:
     def stall(self) -> None:
         self._flowing.clear()
 
+    def hold_at(self, text: bytes, *, passed: bool = False) -> None:
+        self.held.clear()
+        self._hold = (text, passed)
+
     def resume(self) -> None:
+        self._hold = None
         self._flowing.set()
         if self._listener.fileno() == -1:
             self._listener = self._listen()
@@ -93,20 +102,28 @@ class TcpProxy:
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._lock:
             self._pairs.add(pair)
-        back = threading.Thread(target=self._carry, args=(server, client), daemon=True)
+        back = threading.Thread(target=self._carry, args=(server, client, False), daemon=True)
         back.start()
-        self._carry(client, server)
+        self._carry(client, server, True)
         back.join()
         with self._lock:
             self._pairs.discard(pair)
         for end in pair:
             end.close()
 
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
+    def _carry(self, source: socket.socket, sink: socket.socket, from_client: bool) -> None:
         """Carry bytes until their source ends; an end that is lost takes the other with it."""
         try:
             while data := source.recv(65536):
                 self._flowing.wait()
+                hold = self._hold
+                if from_client and hold and hold[0] in data:
+                    self._flowing.clear()
+                    if hold[1]:
+                        sink.sendall(data)
+                        data = b""
+                    self.held.set()
+                    self._flowing.wait()
                 sink.sendall(data)
             self._flowing.wait()
             sink.shutdown(socket.SHUT_WR)

@@ -29,7 +29,7 @@ def test_second_create_is_409_already_exists_and_stale_update_409_conflict(jobs:
     [
         (("metadata", "name"), "Not_A_Name", "metadata.name"),
         (("metadata", "labels"), {"app": "ends-with-"}, "metadata.labels"),
-        (("metadata", "finalizers"), ["unqualified"], "metadata.finalizers"),
+        (("metadata", "finalizers"), ["unqualified"], "metadata.finalizers[0]"),
         (("spec", "backoffLimit"), -1, "spec.backoffLimit"),
         (("spec", "template", "spec", "restartPolicy"), "Always", "spec.template.spec.restartPolicy"),
         (
@@ -120,7 +120,7 @@ def test_strategic_merge_adds_finalizers_and_merge_patch_replaces_them(jobs: Any
     jobs.create_namespaced_job("default", job("a"))
     body = {"metadata": {"finalizers": ["example.com/b"]}}
     merged = jobs.patch_namespaced_job("a", "default", body)
-    assert merged.metadata.finalizers == [RELAY, "example.com/b"]
+    assert merged.metadata.finalizers == ["example.com/b", RELAY]
     replaced = jobs.patch_namespaced_job("a", "default", body, _content_type=MERGE)
     assert replaced.metadata.finalizers == ["example.com/b"]
 

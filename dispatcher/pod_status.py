@@ -1,0 +1,66 @@
+"""What the status of a Job or of a pod says: conditions and the trainer's container. Pure."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from job_contract import names
+
+Thing = dict[str, Any]
+
+
+def condition(thing: Thing, kind: str, status: str = "True") -> Thing | None:
+    """Return a condition by its type, wherever it stands; None when it has another status."""
+    return next((c for c in _conditions(thing) if c.get("type") == kind and c.get("status") == status), None)
+
+
+def _conditions(thing: Thing) -> Iterable[Thing]:
+    return thing.get("status", {}).get("conditions") or ()
+
+
+def disruption(pod: Thing) -> Thing | None:
+    """Return the condition of a pod that was preempted, evicted or drained."""
+    return condition(pod, "DisruptionTarget")
+
+
+def container(pod: Thing) -> Thing:
+    """Return the status of the trainer's container; empty before it has one."""
+    statuses = pod.get("status", {}).get("containerStatuses") or ()
+    return next((status for status in statuses if status.get("name") == names.CONTAINER_NAME), {})
+
+
+def waiting(pod: Thing) -> Thing:
+    """Return why the container does not run yet: `reason`, `message`; empty when it does not wait."""
+    return container(pod).get("state", {}).get("waiting") or {}
+
+
+def terminated(pod: Thing) -> Thing | None:
+    ended: Thing | None = container(pod).get("state", {}).get("terminated")
+    return ended
+
+
+def has_ended(pod: Thing) -> bool:
+    """Whether a pod's container has ended, and so has left its last words."""
+    return terminated(pod) is not None
+
+
+def is_running(pod: Thing) -> bool:
+    return bool(container(pod).get("state", {}).get("running"))
+
+
+def has_started(pod: Thing) -> bool:
+    """A container that could not be started is `terminated` too, at 1970 or with reason StartError."""
+    ended = terminated(pod)
+    if ended:
+        return ended.get("reason") not in ("StartError", "ContainerCannotRun", "ContainerStatusUnknown")
+    return is_running(pod)
+
+
+def short(text: object, limit: int = 300) -> str:
+    """Return a text in one line, fit for the middle of a sentence."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def time_of(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
