@@ -24,7 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextModel, CLIPTokenizer
 
 
-class _Pictures(Dataset[tuple[Tensor, Tensor]]):
+class Pictures(Dataset[tuple[Tensor, Tensor]]):
+    """Read, cut and mirrored on the main thread, where the script tokenizes the caption as well."""
+
     def __init__(self, folder: Path, tokenizer: Any, resolution: int) -> None:
         self._files = sorted(file for file in folder.iterdir() if file.suffix != ".txt")
         self._tokens = tokenizer(
@@ -76,7 +78,7 @@ def train_reference(
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     # foreach is what torch itself takes on CUDA; here it makes the CPU's figures resemble those.
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2, foreach=True)
-    loader = DataLoader(_Pictures(pictures, tokenizer, resolution), shuffle=True, batch_size=batch_size)
+    loader = DataLoader(Pictures(pictures, tokenizer, resolution), shuffle=True, batch_size=batch_size)
     steps = epochs * math.ceil(len(loader.dataset) / batch_size)  # type: ignore[arg-type]  # it has a length
     rates = get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=0, num_training_steps=steps)
     unet, optimizer, loader, rates = accelerator.prepare(unet, optimizer, loader, rates)

@@ -11,123 +11,46 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any, Final
+from typing import Any
 
 from bench_plan import BenchPlan
-
-_COUNTED_STEP: Final = 5
-"""The operators of this step are counted: the first steps have things of their own to do."""
+from bench_watches import Clock, Counter, PictureWork, UnetSteps, now
 
 Figures = dict[str, Any]
 AfterStep = Callable[[], None]
 
 
-class _Clock:
-    """Told of every step; only at the first and the last one it waits for the device."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
-        self._done = 0
-        self.first = self.last = (0.0, 0.0)
-        """The time, and the CPU time of this process: it tells more where others use the machine too."""
-
-    def step(self) -> None:
-        self._done += 1
-        if self._done == 1:
-            self.first = now(), time.process_time()
-        if self._done == self._steps:
-            self.last = now(), time.process_time()
-
-
-class _Counter:
-    """Counts the operators of one step."""
-
-    def __init__(self) -> None:
-        self._done = 0
-        self.figures: Figures = {}
-
-    def step(self) -> None:
-        from bench_operators import OperatorCount
-
-        self._done += 1
-        if self._done == _COUNTED_STEP - 1:
-            self._count = OperatorCount()
-            self._count.start()
-        if self._done == _COUNTED_STEP:
-            self.figures = self._count.stop().figures()
-
-
-class _BareSteps:
-    """After every step of the trainer, takes the time of the UNet's bare forward and backward beside it.
-
-    In turns in one process, and on a CPU in the process's own CPU time, whatever else the machine does.
-    """
-
-    def __init__(self) -> None:
-        self._steps: list[float] = []
-        self._bare: list[float] = []
-        self._since: float | None = None
-        self._seen: tuple[Any, Any] | None = None
-
-    def watch(self) -> None:
-        """Remember the UNet and the micro-batch of every gradient step."""
-        from trainer.gradient_step import EagerStep, MicroBatch
-
-        original = EagerStep.__call__
-
-        def call(step: EagerStep, batch: MicroBatch, divisor: int) -> Any:
-            self._seen = (step.unet, batch)
-            return original(step, batch, divisor)
-
-        EagerStep.__call__ = call  # type: ignore[method-assign,assignment]  # to see what it works on
-
-    def step(self) -> None:
-        if self._since is not None:
-            self._steps.append(_work_seconds() - self._since)
-        start = _work_seconds()
-        self._forward_backward()
-        if self._since is not None:
-            self._bare.append(_work_seconds() - start)
-        self._since = _work_seconds()
-
-    def _forward_backward(self) -> None:
-        if self._seen is None:
-            raise RuntimeError("no gradient step was seen")
-        unet, batch = self._seen
-        dtype = next(unet.parameters()).dtype
-        predicted = unet(batch.latents.to(dtype), batch.timesteps, batch.texts.to(dtype), return_dict=False)[
-            0
-        ]
-        predicted.float().square().mean().backward()
-        unet.zero_grad()
-
-    @property
-    def figures(self) -> Figures:
-        ratios = [step / bare for step, bare in zip(self._steps, self._bare, strict=True)]
-        return {"step_over_bare_unet": median(ratios), "pairs": len(ratios)}
+class OutOfMemory(Exception):  # noqa: N818 (it is an answer)
+    """This side does not fit into the device's memory."""
 
 
 def main() -> None:
     plan = BenchPlan(**json.loads(sys.argv[3]))
-    figures = {"time": _timed, "count": _counted, "bare": _beside_bare}[sys.argv[2]](sys.argv[1], plan)
+    try:
+        figures = {"time": _timed, "count": _counted, "unet": _beside_unet}[sys.argv[2]](sys.argv[1], plan)
+    except OutOfMemory:
+        figures = {"out_of_memory": True}
     print(json.dumps(figures))  # noqa: T201 (bench.py reads it)
 
 
 def _timed(side: str, plan: BenchPlan) -> Figures:
-    clock = _Clock(plan.steps)
-    marks = _run(side, plan, clock.step)
+    clock = Clock(plan.steps)
+    work = PictureWork()
+    marks = _run(side, plan, clock.step, work)
     import torch
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if torch.cuda.is_available():
-        peak = torch.cuda.max_memory_allocated() / 2**20
+        peak = torch.cuda.max_memory_reserved() / 2**20  # with a CUDA graph's pool
     started = float(os.environ["STARTED"])
-    images = plan.images * (plan.steps - 1) / plan.steps
+    an_image = plan.steps / plan.images
+    images, warm_images = (plan.steps - 1) / an_image, (plan.steps - clock.warm_step) / an_image
     return {
         "images_per_second": images / (clock.last[0] - clock.first[0]),
+        "steady_images_per_second": warm_images / (clock.last[0] - clock.warm[0]),
         "first_step_seconds": clock.first[0] - started,
         "cpu_seconds_per_image": (clock.last[1] - clock.first[1]) / images,
+        "host_work_ms_per_image": 1000 * work.seconds / plan.images,
         "first_step_cpu_seconds": clock.first[1],
         "peak_memory_mib": peak,
         "start": {name: moment - started for name, moment in marks.items()},
@@ -135,42 +58,66 @@ def _timed(side: str, plan: BenchPlan) -> Figures:
 
 
 def _counted(side: str, plan: BenchPlan) -> Figures:
-    counter = _Counter()
-    _run(side, plan, counter.step)
+    counter = Counter()
+    _run(side, plan, counter.step, PictureWork())
     return counter.figures
 
 
-def _beside_bare(_side: str, plan: BenchPlan) -> Figures:
-    bare = _BareSteps()
-    _run_trainer(plan, bare.step, after_imports=bare.watch)
-    return bare.figures
+def _beside_unet(_side: str, plan: BenchPlan) -> Figures:
+    steps = UnetSteps()
+    os.environ["CUDA_GRAPHS"] = "off"  # both are to be launched operator by operator
+    _run_trainer(plan, steps.step, PictureWork(), after_imports=steps.watch)
+    return steps.figures
 
 
-def _run(side: str, plan: BenchPlan, after_step: AfterStep) -> dict[str, float]:
-    """Train, and return the moments at which parts of the start were over."""
+def _run(side: str, plan: BenchPlan, after_step: AfterStep, work: PictureWork) -> dict[str, float]:
+    """Train, and return the moments at which parts of the start were over.
+
+    Raises:
+        OutOfMemory: the device's memory is too small.
+    """
     if side == "trainer":
-        return _run_trainer(plan, after_step)
-    from bench_reference import train_reference
+        return _run_trainer(plan, after_step, work)
+    import torch
+
+    import bench_reference
 
     marks = {"imported": time.time()}
-    train_reference(
-        Path(plan.base),
-        Path(plan.pictures),
-        epochs=plan.epochs,
-        batch_size=plan.batch_size,
-        resolution=plan.resolution,
-        after_step=after_step,
-        mixed_precision=plan.precision,
-    )
+    work.watch(bench_reference.Pictures, "__getitem__")
+    work.start()
+    try:
+        bench_reference.train_reference(
+            Path(plan.base),
+            Path(plan.pictures),
+            epochs=plan.epochs,
+            batch_size=plan.batch_size,
+            resolution=plan.resolution,
+            after_step=after_step,
+            mixed_precision=plan.precision,
+        )
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory from error
     return marks
 
 
 def _run_trainer(
-    plan: BenchPlan, after_step: AfterStep, after_imports: Callable[[], None] = lambda: None
+    plan: BenchPlan,
+    after_step: AfterStep,
+    work: PictureWork,
+    after_imports: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     import trainer.__main__ as trainer
+    from trainer.errors import OutOfMemoryError
 
     marks: dict[str, float] = {}
+    outcomes: list[Any] = []
+    report = trainer.report  # type: ignore[attr-defined]  # replaced below
+
+    def see_and_report(outcome: Any) -> Any:
+        outcomes.append(outcome)
+        return report(outcome)
+
+    trainer.report = see_and_report  # type: ignore[attr-defined]
 
     def mark(name: str) -> None:
         marks[name] = now()
@@ -186,6 +133,9 @@ def _run_trainer(
         _call_after("trainer.optimizer", "AdapterOptimizer", "step", after_step)
         _call_after("trainer.preparation", None, "load_tokenizer", partial(mark, "loaded"))
         _call_after("trainer.preparation", None, "encode_pictures", partial(mark, "encoded"))
+        work.watch(sys.modules["trainer.images"], "load_picture")
+        work.watch(sys.modules["trainer.pictures"], "fit_picture")
+        _call_after("trainer.preparation", None, "encode_pictures", work.start)
         after_imports()
 
     trainer.quick_imports = imports_and_hooks  # type: ignore[attr-defined]
@@ -196,9 +146,12 @@ def _run_trainer(
             "RESOLUTION": str(plan.resolution),
             "SAMPLE_PROMPTS": "[]",
             "MIXED_PRECISION": plan.precision,
+            "DEVICES": "1",  # as the reference
         }
         options = ["--epochs", str(plan.epochs), "--batch-size", str(plan.batch_size)]
         code = trainer.main(["--style-id", "1", "--images", plan.pictures, *options])
+    if outcomes and isinstance(outcomes[-1], OutOfMemoryError):
+        raise OutOfMemory from outcomes[-1]
     if code:
         sys.exit(f"the trainer ended with {code}")
     return marks
@@ -216,21 +169,6 @@ def _call_after(module: str, kind: str | None, name: str, hook: Callable[[], Non
         return result
 
     setattr(owner, name, wrapped)
-
-
-def now() -> float:
-    """Return the time at which the device has done what was asked of it."""
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.time()
-
-
-def _work_seconds() -> float:
-    import torch
-
-    return now() if torch.cuda.is_available() else time.process_time()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """A recorded step is the eager one, or is not used. What needs a GPU is skipped without one."""
 
 import logging
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,32 +60,19 @@ def assert_same_training(one: Rig, other: Rig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "is_cuda", "processes", "steps_left", "gradient_checkpointing", "pays"),
+    ("setting", "is_cuda", "processes", "steps_left", "pays"),
     [
-        ("auto", True, 1, MIN_STEPS, False, True),
-        ("off", True, 1, MIN_STEPS, False, False),
-        ("auto", False, 1, MIN_STEPS, False, False),
-        ("auto", True, 2, MIN_STEPS, False, False),
-        ("auto", True, 1, MIN_STEPS - 1, False, False),
-        ("auto", True, 1, MIN_STEPS, True, False),
+        ("auto", True, 1, MIN_STEPS, True),
+        ("off", True, 1, MIN_STEPS, False),
+        ("auto", False, 1, MIN_STEPS, False),
+        ("auto", True, 2, MIN_STEPS, False),
+        ("auto", True, 1, MIN_STEPS - 1, False),
     ],
 )
 def test_graph_is_chosen_only_where_it_can_pay(
-    setting: CudaGraphs,
-    is_cuda: bool,
-    processes: int,
-    steps_left: int,
-    gradient_checkpointing: bool,
-    pays: bool,
+    setting: CudaGraphs, is_cuda: bool, processes: int, steps_left: int, pays: bool
 ) -> None:
-    chosen = graph_pays(
-        setting,
-        is_cuda=is_cuda,
-        processes=processes,
-        steps_left=steps_left,
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    assert chosen is pays
+    assert graph_pays(setting, is_cuda=is_cuda, processes=processes, steps_left=steps_left) is pays
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -94,6 +83,23 @@ def test_recorded_steps_train_the_same_weights(tiny_base: Path, batch_size: int)
     assert_same_training(rig, trained(tiny_base, num_epochs=3, batch_size=batch_size))
     # Without the first step of the shape; the second one is repeated only to compare.
     assert record.repetitions == 3 * (IMAGES if batch_size == 1 else 1) - 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_small_last_batch_is_never_what_is_recorded(tiny_base: Path, seed: int) -> None:
+    """With 11 images in batches of ten, in half of the epochs the batch of one comes first."""
+    rig, record = Rig(tiny_base, num_epochs=3, batch_size=3, seed=seed), CpuRecorder()
+    step, recorded = graphed(rig, record), set()
+
+    def watched(batch: MicroBatch, divisor: int) -> Tensor:
+        before = record.repetitions
+        loss = step(batch, divisor)
+        if record.repetitions > before:
+            recorded.add(len(batch.latents))
+        return loss
+
+    rig.training(gradient_step=watched).train()
+    assert recorded == {3}
 
 
 def test_recording_that_goes_on_with_its_first_batch_is_not_trusted(
@@ -170,11 +176,165 @@ def test_memory_that_is_full_later_ends_the_recording(tiny_base: Path) -> None:
     assert calls == IMAGES
 
 
+class CrowdedMemory:
+    """An eager step that a recording, once made, leaves too little memory for one of its calls.
+
+    As on a GPU, what frees that memory is the end of the last reference to the recording.
+    """
+
+    def __init__(self, rig: Rig, full_at: int) -> None:
+        self._eager = rig.parts.eager_step()
+        self._full_at = full_at
+        self._pool: weakref.ref[Callable[[], None]] | None = None
+        self._calls_beside = 0
+        self._recording_now = False
+
+    def __call__(self, batch: MicroBatch, divisor: int) -> Tensor:
+        loss = self._eager(batch, divisor)
+        if not self._recording_now and self._pool and self._pool():
+            self._calls_beside += 1
+            if self._calls_beside >= self._full_at:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return loss
+
+    def record(self, function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        result = function()
+
+        def replay() -> None:
+            self._recording_now = True
+            result.copy_(function())
+            self._recording_now = False
+
+        self._pool = weakref.ref(replay)
+        return replay, result
+
+
+@pytest.mark.parametrize(("batch_size", "full_at"), [(1, 1), (3, 1), (3, 2)])
+def test_memory_that_a_recording_takes_from_the_eager_step_costs_the_recording(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture, batch_size: int, full_at: int
+) -> None:
+    """Its pool holds a step's activations: beside it there may be no room for the comparison, or for a batch
+    of another size. Without it there is, so nothing is made smaller for that."""
+    rig = Rig(tiny_base, num_epochs=3, batch_size=batch_size)
+    memory = CrowdedMemory(rig, full_at)
+    step = GraphedStep(memory, rig.parts.adapter.gradients, memory.record)
+    logging.getLogger("trainer.graphed_step").addFilter(_without_traceback)
+    try:
+        rig.training(gradient_step=step).train()
+    finally:
+        logging.getLogger("trainer.graphed_step").removeFilter(_without_traceback)
+    assert caplog.messages == [
+        "No CUDA graph is used, which costs speed only (the eager step needs the memory that it holds)."
+    ]
+    assert not rig.parts.unet.is_gradient_checkpointing
+    assert_same_training(rig, trained(tiny_base, num_epochs=3, batch_size=batch_size))
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Let caplog, which keeps its records, keep no frames."""
+    record.exc_info = None
+    return True
+
+
+def test_recording_is_gone_when_the_training_is_over(tiny_base: Path) -> None:
+    """The samples and their VAE come next, and need what its pool holds."""
+    rig, record = Rig(tiny_base, num_epochs=2), CpuRecorder()
+    step = graphed(rig, record)
+    training, alive = rig.training(gradient_step=step), weakref.ref(step)
+    del step
+    training.train()
+    assert record.repetitions
+    assert alive() is None
+
+
 def test_gradients_are_compared_as_a_whole() -> None:
     expected = torch.tensor([1.0, 0.0, -1.0])
     assert same_gradients(expected, expected + 0.001)
     assert not same_gradients(expected, expected + 0.1)
     assert not same_gradients(expected, expected * float("nan"))
+
+
+class FakeAllocator:
+    """CUDA's pools as far as a capture goes that an operation makes invalid: its end throws, too early."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.underway: set[tuple[int, int]] = set()
+        self.held: set[tuple[int, int]] = set()
+        self.caller = FakeStream()
+        monkeypatch.setattr(torch.cuda, "Stream", FakeStream)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: self.caller)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "stream", self._stream)
+        monkeypatch.setattr(torch.cuda, "graph", self._graph)
+        monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self._end)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _device, pool: self.held.remove(pool))
+
+    @contextmanager
+    def _stream(self, _stream: "FakeStream") -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def _graph(self, _graph: object, *, pool: tuple[int, int], stream: "FakeStream") -> Iterator[None]:
+        self.underway.add(pool)
+        self.held.add(pool)
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError("operation failed due to a previous error during capture") from error
+
+    def _end(self, _device: int, pool: tuple[int, int]) -> None:
+        if pool not in self.underway:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        self.underway.remove(pool)
+
+
+class FakeStream:
+    def __init__(self) -> None:
+        self.awaited: list[FakeStream] = []
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        self.awaited.append(other)
+
+
+@pytest.mark.parametrize("fails_at", [1, 4])
+def test_failed_capture_leaves_nothing_begun(monkeypatch: pytest.MonkeyPatch, fails_at: int) -> None:
+    """Calls one to three warm up, the fourth is captured. The allocator would take itself for capturing for
+    the rest of the process; and what the stream still does writes into the gradients that are restored."""
+    allocator, calls = FakeAllocator(monkeypatch), 0
+
+    def function() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == fails_at:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.zeros(())
+
+    with pytest.raises(RuntimeError, match="during capture" if fails_at == 4 else "not permitted"):
+        record_cuda_graph(function)
+    assert not allocator.underway
+    assert not allocator.held
+    assert len(allocator.caller.awaited) == 1
+
+
+@needs_cuda
+def test_invalid_capture_leaves_an_allocator_that_gives_memory_back() -> None:
+    x = torch.ones(2**24, device="cuda")
+
+    def waits() -> Tensor:
+        y = x * 2
+        if torch.cuda.is_current_stream_capturing():
+            y.sum().item()
+        return y
+
+    with pytest.raises(RuntimeError):
+        record_cuda_graph(waits)
+    allocated = torch.cuda.memory_allocated()
+    spare = torch.ones(2**28, device="cuda")
+    del spare
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() - allocated < 2**28
 
 
 @needs_cuda

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from select import select
 
 import pytest
 
@@ -17,6 +18,15 @@ def test_signal_raises_wherever_the_program_is(number: signal.Signals) -> None:
     with Interrupt() as interrupt, pytest.raises(StopRequested):
         send(number)
     assert interrupt.event.is_set()
+
+
+def test_arrival_of_a_signal_can_be_waited_for_on_another_thread() -> None:
+    """The handler itself runs only when the main thread comes back to Python."""
+    with Interrupt() as interrupt:
+        interrupt.close()
+        assert not select([interrupt.arrivals], [], [], 0)[0]
+        send()
+        assert select([interrupt.arrivals], [], [], 10)[0]
 
 
 def test_libraries_that_catch_exceptions_do_not_swallow_it() -> None:
@@ -73,3 +83,4 @@ def test_handlers_are_given_back() -> None:
     with Interrupt():
         pass
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    assert signal.set_wakeup_fd(-1) == -1

@@ -2,18 +2,25 @@
 
 import gc
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from job_contract.request import TrainingRequest
-from trainer.errors import InvalidImageError
+from trainer.device import find_device
+from trainer.errors import DownloadError, InvalidImageError
 from trainer.imports import quick_imports
 from trainer.interrupt import Interrupt
 from trainer.pictures import ComingPictures, bucket_sizes, fit_picture
 from trainer.plan import make_plan
+from trainer.preparation import prepare
+from trainer.run import _find_base
 from trainer.settings import TrainerSettings
+
+PLAN = make_plan(TrainingRequest.model_validate({"style_id": 1, "image_paths": ["a.jpg"]}), TrainerSettings())
 
 
 def coming(folder: Path, paths: list[Path]) -> ComingPictures:
@@ -38,6 +45,57 @@ def test_bad_picture_is_told_to_who_asks_for_the_pictures(tmp_path: Path) -> Non
     (tmp_path / "bad.jpg").write_text("no picture")
     with coming(tmp_path / "images", [tmp_path / "bad.jpg"]) as ours, pytest.raises(InvalidImageError):
         ours.result()
+
+
+@pytest.fixture
+def turned_bad(
+    tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[ComingPictures, Callable[..., None]]]:
+    """Pictures that are on their way, and a function after whose call it is known that one is bad."""
+    turn, ours = threading.Event(), coming(tmp_path / "images", pictures)
+
+    def fetch(*_: object) -> list[Path]:
+        assert turn.wait(60)
+        raise InvalidImageError("a.jpg is no picture")
+
+    def turn_bad(*_: object) -> None:
+        turn.set()
+        wait([ours._coming], timeout=60)
+
+    monkeypatch.setattr("trainer.pictures.fetch_images", fetch)
+    with ours:
+        yield ours, turn_bad
+        turn.set()
+
+
+def test_picture_that_proves_bad_while_the_hub_fails_is_what_is_said(
+    turned_bad: tuple[ComingPictures, Callable[..., None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed download is tried again, three times on a GPU, and the picture would be as bad as before."""
+    ours, turn_bad = turned_bad
+
+    def find_base(*_: object) -> None:
+        turn_bad()
+        raise DownloadError("the hub does not answer")
+
+    monkeypatch.setattr("trainer.run.find_base", find_base)
+    with pytest.raises(InvalidImageError):
+        _find_base(PLAN, find_device("no", require_cuda=False), ours)
+
+
+def test_picture_that_proves_bad_while_the_unet_loads_ends_the_loading(
+    tiny_base: Path,
+    turned_bad: tuple[ComingPictures, Callable[..., None]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """From a slow volume the other parts would take their minutes all the same."""
+    ours, turn_bad = turned_bad
+    loaded = list[object]()
+    monkeypatch.setattr("trainer.preparation.load_unet", turn_bad)
+    monkeypatch.setattr("trainer.preparation.load_vae", loaded.append)
+    with pytest.raises(InvalidImageError):
+        prepare(ours, PLAN, [], tiny_base, find_device("no", require_cuda=False), Interrupt())
+    assert not loaded
 
 
 def test_downloads_of_a_killed_run_and_of_this_one_are_removed(tmp_path: Path, pictures: list[Path]) -> None:

@@ -63,13 +63,22 @@ def test_few_steps_that_the_scaler_skips_are_counted_and_survived(tiny_base: Pat
     assert rig.parts.optimizer.steps_taken == 3 * IMAGES - 2
 
 
-def test_out_of_memory_goes_on_once_with_smaller_steps_to_the_same_weights(tiny_base: Path) -> None:
+@pytest.mark.parametrize(
+    ("full_at", "sizes", "checkpointing"),
+    [({1}, [4, 2, 2], False), ({1, 2}, [4, 2, 1, 1, 1, 1], False), ({1, 2, 3}, [4, 2, 1, 1, 1, 1, 1], True)],
+)
+def test_out_of_memory_goes_on_with_steps_half_as_large_to_the_same_weights(
+    tiny_base: Path, full_at: set[int], sizes: list[int], checkpointing: bool
+) -> None:
+    """Checkpointing costs a third of the speed, so it comes last."""
     plain = Rig(tiny_base, batch_size=4)
     plain.training().train()
-    rig = Rig(tiny_base, batch_size=4)
-    rig.break_forward({1}, out_of_memory)
+    rig, found = Rig(tiny_base, batch_size=4), []
+    rig.parts.unet.register_forward_pre_hook(lambda _module, inputs: found.append(len(inputs[0])))
+    rig.break_forward(full_at, out_of_memory)
     rig.training().train()
-    assert rig.parts.unet.is_gradient_checkpointing
+    assert found[: len(sizes)] == sizes
+    assert rig.parts.unet.is_gradient_checkpointing is checkpointing
     # AdamW's first steps are signs of the gradients; where these are all but zero a sign may differ.
     assert (rig.weights - plain.weights).norm() < 1e-2 * plain.weights.norm()
     torch.testing.assert_close(rig.epochs[0].loss, plain.epochs[0].loss, rtol=1e-4, atol=0)

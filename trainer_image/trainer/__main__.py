@@ -11,10 +11,8 @@ import logging
 import os
 import sys
 import time
-from pathlib import Path
 
-from job_contract.names import TERMINATION_MESSAGE_PATH, TERMINATION_MESSAGE_PATH_VARIABLE
-from job_contract.outcome import ExitCode, TrainingFailure, TrainingResult, encode
+from job_contract.outcome import TrainingResult
 from job_contract.redaction import redact
 from job_contract.settings import InvalidSettingsError
 from trainer.arguments import find_request, parse_arguments
@@ -33,6 +31,7 @@ from trainer.pictures import ComingPictures
 from trainer.plan import make_plan, training_fingerprint
 from trainer.settings import TrainerSettings
 from trainer.style_folder import StyleFolder, write_atomically
+from trainer.termination import report
 from trainer.upload import upload_results
 
 logger = logging.getLogger("trainer")
@@ -51,7 +50,7 @@ def main(argv: list[str]) -> int:
             outcome = InterruptedTrainingError(
                 "A signal interrupted the training; started again, it goes on from its last checkpoint."
             )
-        code = _report(outcome)
+        code = report(outcome)
         stop_logging()
     return code
 
@@ -120,27 +119,6 @@ def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
         seconds=round(time.monotonic() - started, 3),
         notes=notes,
     )
-
-
-def _report(outcome: TrainingResult | TrainerError) -> int:
-    """Log the outcome and write it as the termination message; return its exit code."""
-    message: TrainingResult | TrainingFailure
-    if isinstance(outcome, TrainingResult):
-        code = ExitCode.OK
-        message = outcome
-        logger.info("Completed in %.1f s: %s, loss %.4f", outcome.seconds, outcome.model_path, outcome.loss)
-    else:
-        code = outcome.exit_code
-        message = TrainingFailure(failure_code=outcome.failure_code, failure_reason=redact(str(outcome)))
-        logger.error("%s", outcome, exc_info=outcome)
-    variable = os.environ.get(TERMINATION_MESSAGE_PATH_VARIABLE)
-    path = Path(variable or TERMINATION_MESSAGE_PATH)
-    if variable or path.exists():  # outside a container nobody reads the default path
-        try:
-            path.write_bytes(encode(message))
-        except OSError as error:
-            logger.error("The termination message could not be written to %s (%s).", path, error.strerror)
-    return int(code)
 
 
 def _caused(error: TrainerError, cause: Exception) -> TrainerError:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from trainer.errors import ConfigurationError, DownloadError
+from trainer.errors import ConfigurationError, DownloadError, GpuFaultError
 
 _CPU: Final = torch.device("cpu")
 _CONFIGS: Final = (
@@ -23,7 +24,8 @@ _CONFIGS: Final = (
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )
-_PARTS: Final = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_WEIGHTED_PARTS: Final = ("unet", "vae", "text_encoder")
+_PARTS: Final = (*_WEIGHTED_PARTS, "tokenizer", "scheduler")
 _FP16_UNET: Final = "unet/diffusion_pytorch_model.fp16.safetensors"
 _FULL_UNET: Final = "unet/diffusion_pytorch_model.safetensors"
 _OTHER_FILES: Final = (
@@ -52,6 +54,7 @@ def find_base(base_model: str, revision: str | None, dtype: torch.dtype) -> Path
         folder = _download(base_model, revision, dtype)
     _check_readable(folder)
     _check_architecture(folder)
+    _check_weights(folder)
     return folder
 
 
@@ -68,8 +71,13 @@ def _download(repository: str, revision: str | None, dtype: torch.dtype) -> Path
 
     disable_progress_bars()  # they fill a pod's log with one line a second
 
+    executor = ThreadPoolExecutor(1, thread_name_prefix="base")
+
     def fetch(patterns: Iterable[str]) -> Path:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
+        coming = executor.submit(
+            snapshot_download, repository, revision=revision, allow_patterns=list(patterns)
+        )
+        return Path(coming.result())
 
     try:
         if dtype == torch.float16:  # half the bytes, and the same values after the cast
@@ -87,6 +95,9 @@ def _download(repository: str, revision: str | None, dtype: torch.dtype) -> Path
             f"The base model {repository} could not be downloaded ({type(error).__name__}); check the way "
             "to the hub, or set BASE_MODEL to a folder that holds it."
         ) from error
+    finally:
+        # Not waited for: SIGTERM raises here, and the hub's own threads would first complete their files.
+        executor.shutdown(wait=False)
 
 
 def _check_readable(folder: Path) -> None:
@@ -134,6 +145,16 @@ def _check_architecture(folder: Path) -> None:
         raise ConfigurationError(f"BASE_MODEL {folder} is not SD 1.5: {'; '.join(faults)}.")
 
 
+def _check_weights(folder: Path) -> None:
+    """Raise ConfigurationError where a part has no weights, or has them only as pickled .bin files."""
+    for part in _WEIGHTED_PARTS:
+        if not any((folder / part).glob("*.safetensors")):
+            raise ConfigurationError(
+                f"The {part} of BASE_MODEL {folder} has no .safetensors file, and .bin files, which can run "
+                "code, are not read; save the base as safetensors, or take one that is."
+            )
+
+
 def load_unet(folder: Path, dtype: torch.dtype, device: torch.device = _CPU) -> nn.Module:
     """Return the frozen UNet in dtype; its weights go from the mapped file straight to the device."""
     has_fp16 = (folder / _FP16_UNET).exists()
@@ -173,18 +194,31 @@ def _variant(half: bool) -> str | None:
 
 def _load(kind: Any, folder: Path, part: str, device: torch.device, **options: Any) -> nn.Module:
     try:
-        model: nn.Module = kind.from_pretrained(
+        model, loading = kind.from_pretrained(
             folder,
             subfolder=part,
             use_safetensors=True,
             local_files_only=True,
             device_map={"": device},
+            output_loading_info=True,
             **options,
         )
+    except torch.OutOfMemoryError:
+        raise
+    except torch.AcceleratorError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise GpuFaultError(
+            f"The GPU failed while the {part} was loaded ({reason}); another node may do."
+        ) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
         raise ConfigurationError(
             f"The {part} of BASE_MODEL {folder} cannot be loaded; copy the folder again."
         ) from error
-    return model.requires_grad_(False).eval()
+    # Libraries fill such tensors with random numbers and go on.
+    if missing := sorted(loading["missing_keys"]):
+        raise ConfigurationError(
+            f"The {part} of BASE_MODEL {folder} lacks {len(missing)} of its tensors, {missing[0]} for one; "
+            "copy the folder again."
+        )
+    frozen: nn.Module = model.requires_grad_(False).eval()
+    return frozen

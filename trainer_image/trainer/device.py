@@ -30,9 +30,12 @@ class Device:
         return f"{self.name}{memory}, base in {str(self.dtype).removeprefix('torch.')}"
 
     def peak_memory_mib(self) -> int:
-        """Return the most memory used so far: the GPU's allocations, or the process's on a CPU."""
+        """Return the most memory held so far: of the GPU by the allocator, or by the process on a CPU.
+
+        What is held is what a GPU has to have; a CUDA graph's pool counts as allocated only while it records.
+        """
         if self.is_cuda:
-            return torch.cuda.max_memory_allocated(self.torch_device) // _MIB
+            return torch.cuda.max_memory_reserved(self.torch_device) // _MIB
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024

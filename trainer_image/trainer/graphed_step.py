@@ -9,6 +9,7 @@ the first steps are compared with those of the eager step, and whatever goes wro
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -32,23 +33,21 @@ _TOLERANCE: Final = 1e-2
 logger = logging.getLogger(__name__)
 
 
-def graph_pays(
-    setting: CudaGraphs, *, is_cuda: bool, processes: int, steps_left: int, gradient_checkpointing: bool
-) -> bool:
+def graph_pays(setting: CudaGraphs, *, is_cuda: bool, processes: int, steps_left: int) -> bool:
     """Return whether to record the steps of a training that has steps_left to do.
 
-    Several processes exchange gradients between their steps, and checkpointing recomputes on the way back:
-    neither is worth a recording's risks.
+    Several processes exchange gradients between their steps, which is not worth a recording's risks.
     """
-    suits = is_cuda and processes == 1 and not gradient_checkpointing
-    return setting == "auto" and suits and steps_left >= MIN_STEPS
+    return setting == "auto" and is_cuda and processes == 1 and steps_left >= MIN_STEPS
 
 
 class GraphedStep:
-    """A gradient step for the shape of which two micro-batches come first; others are left to eager.
+    """A gradient step for one shape of micro-batch; others are left to eager.
 
-    The first is taken eagerly. When the second comes, the step is recorded with the first and repeated with
-    the second, and only if that adds up to the gradients of the eager step it is repeated from then on.
+    That is the first shape that comes twice when none with more images has come: an epoch's last batch, which
+    may be smaller, comes twice only after all the others. Its first micro-batch is taken eagerly. When the
+    second comes, the step is recorded with the first and repeated with the second, and only if that adds up
+    to the gradients of the eager step it is repeated from then on.
 
     Args:
         eager: does the work, and is what is recorded.
@@ -70,26 +69,34 @@ class GraphedStep:
         if not self._recording and not self._refused:
             if kind not in self._waiting:
                 self._waiting[kind] = batch
-            else:
+            elif all(kind[0][0] >= shape[0] for shape, _ in self._waiting):
                 self._try(lambda: self._capture(kind))
-        recording = self._recording
-        if not recording or recording.kind != kind:
+        if not self._recording:
             return self._eager(batch, divisor)
-        if recording.trusted:
-            return recording.repeat(batch)
-        return self._compare(recording, batch, divisor)
+        if self._recording.kind == kind and self._recording.trusted:
+            return self._recording.repeat(batch)
+        held = self._gradients.clone()
+        try:
+            if self._recording.kind == kind:
+                return self._compare(self._recording, batch, divisor, held)
+            return self._eager(batch, divisor)
+        except torch.OutOfMemoryError as error:
+            self._refuse("the eager step needs the memory that it holds", error)
+        # Not in the handler: until that ends, its error holds the recording and half of the failed step.
+        self._gradients.copy_(held)
+        torch.cuda.empty_cache()
+        return self._eager(batch, divisor)
 
     def _capture(self, kind: _Kind) -> None:
-        held, buffers = self._gradients.clone(), self._waiting[kind].clone()
+        held, buffers, eager = self._gradients.clone(), self._waiting[kind].clone(), self._eager
         self._waiting.clear()
         try:
-            replay, loss = self._record(lambda: self._eager(buffers, kind[1]))
+            replay, loss = self._record(lambda: eager(buffers, kind[1]))  # without self: that'd be a cycle
         finally:
             self._gradients.copy_(held)
         self._recording = _Recording(kind, buffers, replay, loss)
 
-    def _compare(self, recording: "_Recording", batch: MicroBatch, divisor: int) -> Tensor:
-        held = self._gradients.clone()
+    def _compare(self, recording: "_Recording", batch: MicroBatch, divisor: int, held: Tensor) -> Tensor:
         self._gradients.zero_()
         self._try(lambda: recording.repeat(batch))
         repeated = self._gradients.clone()
@@ -147,12 +154,30 @@ def record_cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], None
         RuntimeError: it does something that cannot be recorded, or the memory does not hold it.
     """
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]  # torch's
-    stream.wait_stream(torch.cuda.current_stream())
-    # This block also ends the use of the stream when the recording fails; torch.cuda.graph itself does not.
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UPS):
-            function()
-        with torch.cuda.graph(graph, stream=stream):
-            result = function()
-    torch.cuda.current_stream().wait_stream(stream)
+    pool, caller = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+    stream.wait_stream(caller)
+    try:
+        # This block also ends the use of the stream when recording fails; torch.cuda.graph itself does not.
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UPS):
+                function()
+            with torch.cuda.graph(graph, pool=pool, stream=stream):
+                result = function()
+    except RuntimeError:
+        _abandon(pool)
+        raise
+    finally:
+        caller.wait_stream(stream)
     return graph.replay, result
+
+
+def _abandon(pool: "torch.cuda._POOL_HANDLE") -> None:
+    """End what CUDAGraph.capture_end leaves begun when it fails.
+
+    The allocator would take every later allocation for one within a capture, in which it neither frees
+    cached memory nor tries again, and empty_cache() would fail.
+    """
+    device = torch.cuda.current_device()
+    with suppress(RuntimeError):  # there is nothing to end: it failed before the capture, or after its end
+        torch._C._cuda_endAllocateToPool(device, pool)
+        torch._C._cuda_releasePool(device, pool)

@@ -5,6 +5,7 @@ looked at between steps would miss the minutes before the first and after the la
 """
 
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,10 @@ class StopRequested(KeyboardInterrupt):
 class Interrupt:
     """A context manager that handles the two signals and gives the old handlers back at its end."""
 
+    arrivals: socket.socket
+    """Readable once a signal came, even while the main thread sits in a library's C code, where neither the
+    handler nor the event's setting can run."""
+
     def __init__(self) -> None:
         self.event = threading.Event()
         """Set once a signal came; other threads watch it."""
@@ -26,6 +31,9 @@ class Interrupt:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
+        self.arrivals, self._wakeup = socket.socketpair()
+        self._wakeup.setblocking(False)
+        self._previous_wakeup = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._notice)
         return self
@@ -35,6 +43,9 @@ class Interrupt:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_wakeup)
+        self.arrivals.close()
+        self._wakeup.close()
 
     def _notice(self, _number: int, _frame: FrameType | None) -> None:
         first = not self.event.is_set()

@@ -34,7 +34,7 @@ class AdapterOptimizer:
         self._adapter = adapter
         self._max_grad_norm = max_grad_norm
         self._rates = torch.tensor(rates, dtype=torch.float32, device=device)
-        self.master = nn.Parameter(adapter.weights.float().clone())
+        self.master = nn.Parameter(adapter.weights.to(torch.float32, copy=True))
         """[P] float32: the weights that are trained, checkpointed and exported."""
         self._adamw = torch.optim.AdamW(
             [self.master], lr=torch.zeros((), device=device), weight_decay=weight_decay, fused=True
@@ -55,7 +55,7 @@ class AdapterOptimizer:
         Returns the gradient's norm before clipping, a scalar on the device; one that is not finite means
         that the scaler skipped the step.
         """
-        self.master.grad = self._adapter.gradients.float().clone()
+        self.master.grad = self._adapter.gradients.to(torch.float32, copy=True)
         self._adapter.gradients.zero_()
         self._scaler.unscale_(self._adamw)
         norm = nn.utils.clip_grad_norm_([self.master], self._max_grad_norm)

@@ -50,6 +50,11 @@ class ComingPictures:
         self._executor.shutdown(wait=False, cancel_futures=True)
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def check(self) -> None:
+        """Raise what result() would if it is known by now that a picture or the storage cannot be used."""
+        if self._coming.done():
+            self._coming.result()
+
     def result(self) -> FittedPictures:
         """Return the fitted pictures and their captions, in the request's order.
 

@@ -44,7 +44,9 @@ def prepare(
         TrainerError: a picture, the storage or the base cannot be used.
     """
     unet: Any = load_unet(base, device.dtype, device.torch_device)
+    coming.check()
     vae = load_vae(base, device.torch_device)
+    coming.check()
     text_encoder = load_text_encoder(base, device.torch_device)
     tokenizer = load_tokenizer(base)
     pictures, captions = coming.result()

@@ -15,7 +15,7 @@ from job_contract.request import TrainingRequest
 from trainer.base_model import find_base
 from trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
 from trainer.device import Device, find_device
-from trainer.errors import OutOfMemoryError
+from trainer.errors import OutOfMemoryError, TrainerError
 from trainer.export import TrainingFacts, export_weights
 from trainer.finished import FinishedTraining
 from trainer.finishing import Extras
@@ -65,8 +65,8 @@ def train_style(
             f"{count} x " if count > 1 else "",
             device.describe(),
         )
-        base = find_base(plan.base_model, plan.base_model_revision, device.dtype)
-        with Workers(count, settings.mixed_precision, cuda=device.is_cuda) as workers:
+        base = _find_base(plan, device, pictures)
+        with Workers(count, settings.mixed_precision, interrupt, cuda=device.is_cuda) as workers:
             return _train(
                 request, plan, settings, folder, pictures, fingerprint, interrupt, device, base, workers
             )
@@ -132,6 +132,16 @@ def _train(
     return FinishedTraining(plan.epochs, facts.loss), extras.notes
 
 
+def _find_base(plan: TrainingPlan, device: Device, pictures: ComingPictures) -> Path:
+    """Return the base's folder; a bad picture comes first, since no later try would mend it."""
+    pictures.check()
+    try:
+        return find_base(plan.base_model, plan.base_model_revision, device.dtype)
+    except TrainerError:
+        pictures.check()
+        raise
+
+
 def _gradient_step(
     parts: Parts,
     plan: TrainingPlan,
@@ -146,7 +156,6 @@ def _gradient_step(
         is_cuda=device.is_cuda,
         processes=workers.count,
         steps_left=total_steps(plan, parts.examples) - (checkpoint.step if checkpoint else 0),
-        gradient_checkpointing=parts.unet.is_gradient_checkpointing,
     )
     return GraphedStep(eager, parts.adapter.gradients, record_cuda_graph) if pays else eager
 

@@ -64,7 +64,7 @@ class Training:
         self._between_epochs = between_epochs
         self._peak_memory_mib = peak_memory_mib
         self._gradient_step = gradient_step or parts.eager_step()
-        self._frugal = False
+        self._micro_batch = plan.batch_size  # images that go through the UNet at once, at most
         self.epoch = 0
         """Epochs that are complete."""
         self.step = 0
@@ -106,25 +106,32 @@ class Training:
                     self._check_numbers()
                     self._save(self._checkpoint())
             raise
+        self._gradient_step = self._parts.eager_step()  # what follows may need a recording's memory
 
     def _gradients(self, batch: list[int], draws: EpochDraws) -> Tensor:
         """Add the gradients of this process's part of the batch's mean loss; return that part of the loss."""
+        unet = self._parts.unet
         try:
             return self._forward_backward(batch, draws)
         except torch.OutOfMemoryError as error:
-            if self._frugal:
+            if unet.is_gradient_checkpointing:
                 raise OutOfMemoryError(
                     "The GPU's memory does not hold even one image at a time with checkpointing; use "
                     "a GPU with at least 6 GB that nothing else uses, or a smaller RESOLUTION."
                 ) from error
-        logger.warning(
-            "The device is out of memory: going on with gradient checkpointing, one image at a time."
-        )
-        self._frugal = True
         self._gradient_step = self._parts.eager_step()  # a recording would hold its memory
         self._parts.adapter.gradients.zero_()
-        self._parts.unet.enable_gradient_checkpointing()
-        self._parts.unet.train()  # diffusers checkpoints in this mode only; SD 1.5 has no dropout
+        images = min(self._micro_batch, len(self._group.share(batch)))
+        if images > 1:
+            self._micro_batch = -(-images // 2)
+            logger.warning(
+                "The device is out of memory: going on with at most %d of a batch's images at a time.",
+                self._micro_batch,
+            )
+        else:
+            logger.warning("The device is out of memory: going on with gradient checkpointing.")
+            unet.enable_gradient_checkpointing()
+            unet.train()  # diffusers checkpoints in this mode only; SD 1.5 has no dropout
         torch.cuda.empty_cache()
         return self._gradients(batch, draws)
 
@@ -139,7 +146,7 @@ class Training:
 
     def _micro_batches(self, batch: list[int]) -> Iterator[list[int]]:
         mine = self._group.share(batch)
-        size = 1 if self._frugal else max(1, len(mine))
+        size = self._micro_batch
         return (mine[start : start + size] for start in range(0, len(mine), size))
 
     def _draw(self, epoch: int) -> EpochDraws:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor
@@ -22,13 +23,19 @@ from torch import Tensor
 from trainer.base_model import load_unet
 from trainer.checkpoint import Checkpoint
 from trainer.device import find_device
+from trainer.errors import InterruptedTrainingError
 from trainer.examples import Examples, Latents
-from trainer.interrupt import Interrupt
+from trainer.interrupt import Interrupt, StopRequested
 from trainer.parts import put_together
 from trainer.plan import TrainingPlan
 from trainer.processes import ProcessGroup, join_group
 from trainer.settings import MixedPrecision
+from trainer.termination import report
 from trainer.training import Training
+
+_PATIENCE_SECONDS: Final = 15.0
+"""For the first process to end by itself after a signal; Kubernetes grants 30 s in all."""
+_GOES_ON: Final = "started again, the training goes on from its last checkpoint."
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +58,23 @@ class Workers:
     Args:
         count: processes with the first one; 1 starts none.
         mixed_precision: as in the settings.
+        interrupt: of the first process.
         cuda: each process has the GPU of its number; else all share the CPU.
     """
 
-    def __init__(self, count: int, mixed_precision: MixedPrecision, *, cuda: bool) -> None:
+    def __init__(
+        self, count: int, mixed_precision: MixedPrecision, interrupt: Interrupt, *, cuda: bool
+    ) -> None:
         self.count = count
         self._mixed_precision = mixed_precision
+        self._interrupt = interrupt
         self._cuda = cuda
         self._port = _free_port()
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._done = threading.Event()
+        self._death: str | None = None
+        """A sentence about the worker that died before its time."""
 
     def __enter__(self) -> Self:
         context = multiprocessing.get_context("spawn")
@@ -72,32 +85,70 @@ class Workers:
             process.start()
             self._pipes.append(ours)
             self._processes.append(process)
+        if self._processes:
+            threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the workers.
+
+        Raises:
+            InterruptedTrainingError: instead of the interruption by a worker's death; it names the worker.
+        """
         self._done.set()
+        self._kill()
+        for process in self._processes:
+            process.join()
+        if self._death and isinstance(error, StopRequested | InterruptedTrainingError):
+            raise InterruptedTrainingError(self._death) from error
+
+    def _kill(self) -> None:
         for process in self._processes:
             process.kill()  # they hold nothing that is not the first process's too
-            process.join()
 
     def join(
         self, plan: TrainingPlan, base: Path, examples: Examples, checkpoint: Checkpoint | None
     ) -> ProcessGroup:
-        """Send the workers what they train, and return the group when all have met."""
+        """Send the workers what they train, and return the group when all have met.
+
+        Raises:
+            InterruptedTrainingError: a worker is gone.
+        """
         if self.count == 1:
             return ProcessGroup()
         work = pickle.dumps(_Work(plan, base, _to(examples, torch.device("cpu")), checkpoint))
-        for pipe in self._pipes:
-            pipe.send_bytes(work)
-        threading.Thread(target=self._watch, daemon=True).start()
+        try:
+            for pipe in self._pipes:
+                pipe.send_bytes(work)
+        except OSError as error:
+            raise InterruptedTrainingError(f"A process of another device is gone; {_GOES_ON}") from error
         return join_group(0, self.count, self._port, cuda=self._cuda)
 
     def _watch(self) -> None:
-        """When a worker dies, end this process as an interruption does: its next start goes on."""
-        wait([process.sentinel for process in self._processes])
-        if not self._done.is_set():
-            logger.error("A process of another device has died; see its lines above.")
-            os.kill(os.getpid(), signal.SIGTERM)
+        """End the first process when a worker dies or a signal comes, whatever it waits for just then.
+
+        Usually it ends itself by the signal, with a checkpoint. But while it waits for the others in a
+        library's C code, Python's handler cannot run, and NCCL waits for a dead worker for ever.
+        """
+        arrived = wait([*(process.sentinel for process in self._processes), self._interrupt.arrivals])
+        if self._done.is_set():
+            return
+        for rank, process in enumerate(self._processes, 1):
+            if process.sentinel in arrived:
+                process.join()
+                self._death = (
+                    f"The training's process on device {rank} has died (exit code {process.exitcode}; its "
+                    f"lines in the log say why); {_GOES_ON}"
+                )
+                logger.error("The process on device %d has died; see its lines above.", rank)
+                os.kill(os.getpid(), signal.SIGTERM)
+        if not self._done.wait(_PATIENCE_SECONDS):
+            stuck = f"A signal interrupted the training while it waited for another device; {_GOES_ON}"
+            code = report(InterruptedTrainingError(self._death or stuck))
+            self._kill()
+            os._exit(code)
 
 
 def _serve(
@@ -126,6 +177,7 @@ def _serve(
     if work.checkpoint:
         training.restore(work.checkpoint)
     training.train()
+    threading.Event().wait()  # an end would look like a death; the first process ends this one
 
 
 def _end_with_the_first() -> None:
