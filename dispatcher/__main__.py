@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
 
     release = commands.add_parser("release", help="remove the finalizers that hold Jobs")
     release.add_argument("jobs", nargs="*", metavar="JOB", help="all Jobs of this instance by default")
+    release.add_argument(
+        "--lease",
+        action="store_true",
+        help="delete the Lease LEASE_NAME too: for after the last dispatcher of this instance has ended",
+    )
     release.set_defaults(command=dispatcher.commands.release)
 
     for name, command, text in (
@@ -82,11 +87,11 @@ def _run(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
         log.error(str(error))
         return ExitCode.BAD_CONFIG
     log.info("starting", job_backend=settings.job_backend, queue=settings.queue)
-    service.run(stop)
+    code = service.run(stop)
     log.info("stopped")
     logging.shutdown()
     # A thread that waits for an answer would hold up the end, and what it does is done again at the start.
-    os._exit(ExitCode.OK)
+    os._exit(code)
 
 
 def _secrets(settings: DispatcherSettings) -> list[str]:

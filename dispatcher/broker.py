@@ -10,16 +10,15 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-import pika
 import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError
 
-from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect, error_text, refusal_key
+from dispatcher.publisher import Publisher, comes_back_too_often
+from dispatcher.queues import Queues, connect, error_text
 from dispatcher.retry import backoff_seconds
 
 _DRAIN_SECONDS: Final = 5.0
@@ -160,9 +159,8 @@ class _Consumption:
         self._work.add_on_cancel_callback(self._cancelled)
         self._notices = connection.channel()
         self._notices.basic_qos(prefetch_count=16)
-        self._publishing = connection.channel()
-        self._publishing.confirm_delivery()
         queues.declare(self._work)
+        self._publisher = Publisher(connection, queues)
         self._notices.basic_consume(queues.notices, self._on_notice)
 
     def run(self) -> None:
@@ -192,6 +190,11 @@ class _Consumption:
             self._log.debug("the connection has gone already", error=error_text(error))
 
     def _on_message(self, _channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
+        if comes_back_too_often(properties):
+            # A copy is the same request: sent twice, after a crash in between, it is one Job still.
+            self._publisher.put_back(properties, body)
+            self._work.basic_ack(method.delivery_tag)
+            return
         if self._consumer is None:  # delivered before the cancellation took effect
             self._work.basic_nack(method.delivery_tag, requeue=True)
             return
@@ -204,7 +207,10 @@ class _Consumption:
             return Postpone(0.0, "the dispatcher stops")
         return self._handle(body, message_id)
 
-    def _on_notice(self, channel: BlockingChannel, method: Any, _properties: Any, body: bytes) -> None:
+    def _on_notice(self, channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
+        if comes_back_too_often(properties):
+            self._to_the_end(channel, method, body)
+            return
         self._under_way += 1
         future = self._pool.submit(self._send_notice, body)
         settle = partial(self._settle_notice, channel, method, body)
@@ -228,7 +234,7 @@ class _Consumption:
             case Ack():
                 self._work.basic_ack(method.delivery_tag)
             case Refuse(reason, notice):
-                self._publish_refusal(properties, body, reason, notice)
+                self._publisher.refuse(properties, body, reason, notice)
                 self._work.basic_ack(method.delivery_tag)
             case Postpone(seconds, reason):
                 self._work.basic_nack(method.delivery_tag, requeue=True)
@@ -254,28 +260,8 @@ class _Consumption:
 
     def _to_the_end(self, channel: BlockingChannel, method: Any, body: bytes) -> None:
         """Put a notice behind the others, which a few that cannot be delivered would hold up else."""
-        self._publish_notice(body)
+        self._publisher.notify(body)
         channel.basic_ack(method.delivery_tag)
-
-    def _publish_refusal(self, properties: Any, body: bytes, reason: str, notice: bytes | None) -> None:
-        """Publish with confirms, the dead letter first; any failure raises, and then nothing is acked."""
-        headers = dict(properties.headers or {})
-        headers[REASON_HEADER] = reason[:2000]
-        headers[REFUSED_AT_HEADER] = datetime.now(UTC).isoformat(timespec="seconds")
-        properties.headers = headers
-        properties.delivery_mode = pika.DeliveryMode.Persistent.value
-        properties.expiration = None  # a dead letter waits for a person
-        properties.user_id = None  # RabbitMQ takes only our own there, and closes the channel for another
-        self._publishing.basic_publish("", self._queues.dead, body, properties, mandatory=True)
-        if notice:
-            self._publish_notice(notice)
-        self._publishing.basic_publish(
-            self._queues.refusals, refusal_key(body), reason.encode(errors="replace")
-        )
-
-    def _publish_notice(self, notice: bytes) -> None:
-        persistent = pika.BasicProperties(delivery_mode=pika.DeliveryMode.Persistent.value)
-        self._publishing.basic_publish("", self._queues.notices, notice, persistent, mandatory=True)
 
     def _stop_consuming(self) -> None:
         if self._consumer is not None:

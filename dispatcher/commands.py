@@ -90,7 +90,13 @@ def put_back(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
 
 
 def release(settings: DispatcherSettings, options: argparse.Namespace) -> int:
-    """Remove the finalizer from Jobs, for when no dispatcher will come back to do it."""
+    """Remove the finalizer from Jobs, for when no dispatcher will come back to do it.
+
+    With --lease the Lease goes too, which the last dispatcher of an uninstall may no longer hand back: the
+    next install would wait for it to run out. A dispatcher that runs would lose its hold.
+    """
+    if options.lease and (options.jobs or not settings.lease_name):
+        raise InvalidSettingsError("--lease is for all Jobs at once, and needs LEASE_NAME")
     if settings.job_backend == "local":
         _print(
             "Nothing to release: with JOB_BACKEND=local no cluster holds the Jobs. The dispatcher lets go of "
@@ -102,7 +108,18 @@ def release(settings: DispatcherSettings, options: argparse.Namespace) -> int:
     chosen = options.jobs or backend.names()
     released = sum(_release(name, backend) for name in chosen)
     _print(f"{released} Jobs released")
+    if options.lease:
+        _delete_lease(settings)
     return ExitCode.OK
+
+
+def _delete_lease(settings: DispatcherSettings) -> None:
+    from dispatcher.backends.kubernetes_client import load_client
+    from dispatcher.backends.lease import delete_lease
+
+    name = settings.lease_name or ""
+    deleted = delete_lease(load_client(connections=1), settings.namespace, name)
+    _print(f"Lease {name} deleted" if deleted else f"There is no Lease {name}")
 
 
 def _release(name: str, backend: Backend) -> bool:

@@ -39,8 +39,9 @@ def failure_of_job(job: Thing, pods: Sequence[Thing]) -> TrainingFailure:
         within = f" within its {limit} seconds" if limit else ""
         return TrainingFailure(
             failure_code=FailureCode.DEADLINE_EXCEEDED,
-            failure_reason=f"The training did not finish{within}; use fewer epochs or images, "
-            "or raise the deadline (JOB_DEADLINE_SECONDS).",
+            failure_reason=f"The training did not finish{within}, its wait for a GPU included; use fewer "
+            "epochs or images, raise the deadline (JOB_DEADLINE_SECONDS), or let requests wait in the queue "
+            "(MAX_ACTIVE_JOBS).",
         )
     return _last_failure(pods) or _failure_without_pods(failed)
 

@@ -11,7 +11,7 @@ import structlog
 
 from dispatcher import report
 from dispatcher.allowed_hosts import AllowedHosts
-from dispatcher.backends import Backend
+from dispatcher.backends import Backend, Snapshot
 from dispatcher.broker import Ack, Postpone, Refuse, Verdict
 from dispatcher.errors import (
     BackendBusyError,
@@ -24,6 +24,7 @@ from dispatcher.errors import (
 from dispatcher.job import JobOptions, Manifest, build_job
 from dispatcher.message import parse_message
 from dispatcher.metrics import Metrics
+from dispatcher.relay_step import TERMINAL_ANNOTATION
 from dispatcher.retry import backoff_seconds
 from dispatcher.style_lanes import StyleLanes, hold
 from dispatcher.webhook import Delivered, TryAgain, Webhook
@@ -98,9 +99,9 @@ class Intake:
         accepted = self._clock_ns()
         with self._room:
             if self._is_full(name):
-                return Postpone(5.0, f"MAX_ACTIVE_JOBS={self._options.max_active_jobs} Jobs are active")
+                return Postpone(30.0, f"MAX_ACTIVE_JOBS={self._options.max_active_jobs} Jobs are active")
             place = self._styles.enter(job, accepted)
-        if place is not None and not self._job_options.kueue_queue:
+        if place is not None:
             hold(job, place)
         try:
             created = self._backend.create(job)
@@ -109,7 +110,10 @@ class Intake:
             raise RefusedMessageError(str(error), _sender(request)) from error
         except JobConflictError as error:
             self._styles.cancel(name)
-            return self._refuse_silently(str(error), name)
+            first = self._backend.snapshot(name)
+            if first and TERMINAL_ANNOTATION in (first.job["metadata"].get("annotations") or {}):
+                raise RefusedMessageError(str(error), _sender(request)) from error
+            return self._refuse_silently(str(error), first)
         except BackendUnavailableError as error:
             self._failures += 1
             seconds = backoff_seconds(self._failures, first=1, most=60, at_least=error.retry_after)
@@ -128,12 +132,11 @@ class Intake:
         limit = self._options.max_active_jobs
         return 0 < limit <= self._styles.count(besides=name) and self._backend.snapshot(name) is None
 
-    def _refuse_silently(self, reason: str, name: str) -> Refuse:
-        """Refuse a request whose task_id is that of another training: told to the backend, it would be
-        taken for that one's end."""
+    def _refuse_silently(self, reason: str, first: Snapshot | None) -> Refuse:
+        """Refuse a request whose task_id is that of another training, the end of which was not told yet:
+        told to the backend, this would be taken for it."""
         self._metrics.dead_letters.inc()
         self._log.warning("message refused, and the backend not told", reason=redact(reason))
-        first = self._backend.snapshot(name)
         if first:
             text = f"Another request with the same task_id was refused: {reason}."
             self._backend.record_event(first.job, "TaskIdReused", text, warning=True)

@@ -21,6 +21,9 @@ Manifest = dict[str, Any]
 SELECTOR: Final = f"{names.LABEL_NAME}={names.APP_NAME},{names.LABEL_COMPONENT}={names.COMPONENT}"
 """Selects every training Job and pod, reruns by hand included."""
 
+QUEUE_LABEL: Final = "kueue.x-k8s.io/queue-name"
+"""With it Kueue suspends a Job when it is created, and starts it when its LocalQueue has room."""
+
 _LABEL_VALUE: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 
 
@@ -36,6 +39,7 @@ class JobOptions:
     models_claim: str | None = None
     priority_class: str | None = None
     kueue_queue: str | None = None
+    """Empty where there is no Kueue: then the template's is taken away."""
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -97,7 +101,9 @@ def build_job(request: TrainingRequest, template: Manifest, options: JobOptions)
     metadata["finalizers"] = [names.FINALIZER]
     metadata["labels"] = {**(metadata.get("labels") or {}), **labels}
     if options.kueue_queue:
-        metadata["labels"]["kueue.x-k8s.io/queue-name"] = options.kueue_queue
+        metadata["labels"][QUEUE_LABEL] = options.kueue_queue
+    elif options.kueue_queue is not None:
+        metadata["labels"].pop(QUEUE_LABEL, None)
 
     template_metadata = job["spec"]["template"].setdefault("metadata", {})
     template_metadata["labels"] = {**(template_metadata.get("labels") or {}), **labels}

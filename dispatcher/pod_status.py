@@ -44,6 +44,20 @@ def has_ended(pod: Thing) -> bool:
     return terminated(pod) is not None
 
 
+def is_over(pod: Thing) -> bool:
+    """A pod that was evicted before its container was created has no container that has ended."""
+    return has_ended(pod) or _phase_is_last(pod)
+
+
+def is_on_node(pod: Thing) -> bool:
+    """Whether a pod has its node, and with it a GPU, its volumes and its part of a quota."""
+    return condition(pod, "PodScheduled") is not None and not _phase_is_last(pod)
+
+
+def _phase_is_last(pod: Thing) -> bool:
+    return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
+
+
 def is_running(pod: Thing) -> bool:
     return bool(container(pod).get("state", {}).get("running"))
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import pika
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
-from pika.exceptions import AMQPError
+from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.exchange_type import ExchangeType
 
 from dispatcher.errors import BrokerUnavailableError
@@ -14,6 +14,7 @@ from job_contract.redaction import redact
 
 REASON_HEADER: Final = "x-refusal-reason"
 REFUSED_AT_HEADER: Final = "x-refused-at"
+_ACCESS_REFUSED: Final = 403
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,24 @@ class Queues:
         return f"{self.work}.refusals"
 
     def declare(self, channel: BlockingChannel) -> None:
+        """Declare the three queues.
+
+        Raises:
+            BrokerUnavailableError: the user may not; RabbitMQ has closed the channel.
+        """
         for queue in (self.work, self.dead, self.notices):
-            # Exactly as publishers declare it: other arguments are a 406 that breaks them.
-            channel.queue_declare(queue, durable=True)
+            try:
+                # Exactly as publishers declare it: other arguments are a 406 that breaks them.
+                channel.queue_declare(queue, durable=True)
+            except ChannelClosedByBroker as error:
+                if error.reply_code != _ACCESS_REFUSED:
+                    raise
+                raise BrokerUnavailableError(
+                    f"the user in AMQP_URL may not configure the queue {queue}: {error_text(error)}"
+                ) from error
+
+    def declare_refusals(self, channel: BlockingChannel) -> None:
+        """Declare the exchange, which a user who may use the queues alone can do without."""
         channel.exchange_declare(self.refusals, ExchangeType.direct, durable=True)
 
     def depth(self, channel: BlockingChannel) -> int:

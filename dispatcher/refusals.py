@@ -28,12 +28,18 @@ class Refusals:
         self._connection = connect(url)
         try:
             channel = self._connection.channel()
-            queues.declare(channel)
-            queue = channel.queue_declare("", exclusive=True).method.queue
+            queues.declare_refusals(channel)
+            # Said, since one virtual host may make quorum queues by default, and those cannot be exclusive.
+            kind = {"x-queue-type": "classic"}
+            queue = channel.queue_declare("", exclusive=True, arguments=kind).method.queue
             channel.queue_bind(queue, queues.refusals, refusal_key(body))
             channel.basic_consume(queue, self._on_refusal, auto_ack=True)
         except AMQPError as error:
-            raise BrokerUnavailableError(f"RabbitMQ cannot be listened to: {error_text(error)}") from error
+            self._close()
+            raise BrokerUnavailableError(
+                f"RabbitMQ does not let this user hear of a refusal: {error_text(error)}; let it configure, "
+                f"write and read {queues.refusals} and amq.gen-*, or leave out --wait"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -41,8 +47,7 @@ class Refusals:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._connection.is_open:
-            self._connection.close()
+        self._close()
 
     def wait(self, seconds: float) -> str | None:
         """Listen for so long; return the reason of the refusal once it was heard."""
@@ -57,3 +62,7 @@ class Refusals:
 
     def _on_refusal(self, _channel: Any, _method: Any, _properties: Any, body: bytes) -> None:
         self._reason = body.decode(errors="replace")
+
+    def _close(self) -> None:
+        if self._connection.is_open:
+            self._connection.close()

@@ -1,7 +1,6 @@
 """Brings every Job's statuses to the backend, in order, once each, for as long as it takes."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,6 +17,7 @@ from dispatcher.metrics import Metrics
 from dispatcher.pod_status import has_ended
 from dispatcher.relay_lane import Lane, Patch, RelayOptions
 from dispatcher.relay_step import (
+    LOOK_AGAIN_SECONDS,
     TERMINAL_ANNOTATION,
     Adopt,
     GiveUp,
@@ -30,14 +30,15 @@ from dispatcher.relay_step import (
     Wait,
     next_step,
 )
-from dispatcher.style_lanes import WAITS_ANNOTATION, StyleLanes
+from dispatcher.retry import backoff_seconds
+from dispatcher.room import Room
+from dispatcher.style_lanes import StyleLanes, end_of_hold
 from dispatcher.teller import Teller, finalizers_of, patch_job
 from dispatcher.webhook import Webhook
 from dispatcher.work_queue import WorkQueue
 from job_contract import names
 from job_contract.outcome import FailureCode, TrainingFailure
 
-_EVENTS_AGAIN_SECONDS: Final = 60.0
 _BLIND_SECONDS: Final = 120.0
 """A watch that is well hears of the API server twice in this time."""
 
@@ -58,7 +59,7 @@ class Relay:
         may_relay: Callable[[], bool] = lambda: True,
     ) -> None:
         self._backend = backend
-        self._teller = Teller(backend, webhook, options, metrics, now)
+        self._teller = Teller(backend, webhook, options, metrics, now, may_relay)
         self._styles = lanes
         self._options = options
         self._now = now
@@ -66,6 +67,8 @@ class Relay:
         self._may_relay = may_relay
         self._queue = WorkQueue()
         self._lanes: dict[str, Lane] = {}
+        self._room = Room(now)
+        self._failures: Counter[str] = Counter()
         self._log = structlog.get_logger("relay")
 
     def changed(self, name: str) -> None:
@@ -94,6 +97,7 @@ class Relay:
             structlog.contextvars.bind_contextvars(job=name)
             try:
                 self._look_at(name)
+                self._failures.pop(name, None)
             except StaleJobError:
                 self._queue.add(name, self._options.first_retry_seconds)
             except BackendUnavailableError as error:
@@ -115,14 +119,14 @@ class Relay:
             lane.phase = diagnosis.phase
             self._observe_style(job, diagnosis)
             if not self._may_relay():
+                self._room.observe(job, diagnosis, snapshot.pods)
                 return  # all Jobs are looked at again when this dispatcher's turn comes
             if lane.unwritten:
                 self._teller.write(job, lane)
-            step = self._next_step(job, diagnosis)
-            if isinstance(step, ReadEvents):
-                diagnosis = diagnose(job, snapshot.pods, self._backend.events(step.about))
-                step = self._next_step(job, diagnosis)
+            step, diagnosis = self._due(job, diagnosis, lane, snapshot.pods)
             structlog.contextvars.bind_contextvars(style=style_of(job), task=task_of(job))
+            if not self._may_relay():
+                return  # what was written and read took so long that another may relay by now
             again_in = self._take(step, job, diagnosis, lane)
             if again_in is None:
                 return
@@ -131,6 +135,26 @@ class Relay:
                 return
         self._forget(name)
 
+    def _due(
+        self, job: Patch, diagnosis: Diagnosis, lane: Lane, pods: tuple[Patch, ...]
+    ) -> tuple[Step, Diagnosis]:
+        """Return what is due and what it follows from; a training is given up by what is so now."""
+        name = job["metadata"]["name"]
+        events: tuple[Patch, ...] = ()
+        step = self._next_step(job, diagnosis)
+        if isinstance(step, ReadEvents):
+            events = self._backend.events(step.about)
+            diagnosis = lane.dated(diagnose(job, pods, events), self._now())
+        else:
+            lane.undated_since = None
+        self._room.observe(job, diagnosis, pods)
+        step = self._next_step(job, diagnosis)
+        if isinstance(step, GiveUp) and not job["metadata"].get("deletionTimestamp"):
+            # The watch of pods may be behind: a training that runs by now is not to be ended.
+            diagnosis = lane.dated(diagnose(job, self._backend.pods_now(name), events), self._now())
+            step = self._next_step(job, diagnosis)
+        return step, diagnosis
+
     def _next_step(self, job: Patch, diagnosis: Diagnosis) -> Step:
         return next_step(
             job,
@@ -138,11 +162,12 @@ class Relay:
             now=self._now(),
             grace=self._options.grace,
             is_next_of_style=self._styles.is_next(job["metadata"]["name"]),
+            room_free_since=self._room.free_since(),
         )
 
     def _judge(self, job: Patch, lane: Lane, pods: tuple[Patch, ...]) -> Diagnosis:
         """Judge a Job that is over by its pods as they are now: the watch of pods may be behind the Jobs'."""
-        diagnosis = self._diagnose(Snapshot(job, pods))
+        diagnosis = self._diagnose(job, pods)
         if TERMINAL_ANNOTATION in job["metadata"]["annotations"]:
             lane.ended.clear()
             return diagnosis
@@ -151,11 +176,11 @@ class Relay:
             return diagnosis
         if lane.final is None:
             now = {pod["metadata"]["name"]: pod for pod in self._backend.pods_now(job["metadata"]["name"])}
-            lane.final = self._diagnose(Snapshot(job, tuple({**lane.ended, **now}.values())))
+            lane.final = self._diagnose(job, tuple({**lane.ended, **now}.values()))
         return replace(lane.final, running_pod=diagnosis.running_pod)
 
-    def _diagnose(self, snapshot: Snapshot) -> Diagnosis:
-        diagnosis = diagnose(snapshot.job, snapshot.pods)
+    def _diagnose(self, job: Patch, pods: tuple[Patch, ...]) -> Diagnosis:
+        diagnosis = diagnose(job, pods)
         if diagnosis.result and not self._backend.holds(diagnosis.result.model_path):
             failure = TrainingFailure(
                 failure_code=FailureCode.STORAGE_ERROR,
@@ -177,12 +202,13 @@ class Relay:
                 self._start_training(job)
                 return None
             case ReadEvents():
-                return _EVENTS_AGAIN_SECONDS  # they said nothing; the next ones may
+                return LOOK_AGAIN_SECONDS  # they said nothing; the next ones may
             case GiveUp(failure):
                 return self._give_up(job, failure, lane)
             case Tell(notice):
                 return self._teller.tell(notice, job, diagnosis, lane)
             case TellProgress(pod):
+                lane.choose_first_progress(self._options.progress_seconds)
                 return self._teller.tell_progress(pod, job, lane)
             case Release():
                 self._teller.release(job, lane)
@@ -192,9 +218,7 @@ class Relay:
 
     def _start_training(self, job: Patch) -> None:
         if self._styles.release(job["metadata"]["name"]):
-            # Whoever suspends it from now on has another reason, and is left alone.
-            change = {"spec": {"suspend": False}, "metadata": {"annotations": {WAITS_ANNOTATION: None}}}
-            patch_job(self._backend, job, change)
+            patch_job(self._backend, job, end_of_hold(job))
             self._log.info("the style is free, the Job may start")
 
     def _give_up(self, job: Patch, failure: TrainingFailure, lane: Lane) -> float | None:
@@ -218,7 +242,7 @@ class Relay:
         for name in self._backend.names():
             snapshot = self._backend.snapshot(name)
             if snapshot is not None:
-                self._observe_style(snapshot.job, self._diagnose(snapshot))
+                self._observe_style(snapshot.job, self._diagnose(snapshot.job, snapshot.pods))
 
     def observe_now(self) -> None:
         """Take note of the styles of all Jobs as they are now, before the first is released.
@@ -247,6 +271,7 @@ class Relay:
             self._queue.add(name, again_in)
             return
         self._lanes.pop(name, None)
+        self._room.forget(name)
         self._leave_style(name)
 
     def _leave_style(self, name: str) -> None:
@@ -260,10 +285,14 @@ class Relay:
         uid = snapshot.job["metadata"]["uid"]
         lane = self._lanes.get(name)
         if lane is None or lane.uid != uid:
-            lane = self._lanes[name] = Lane(
-                uid, progress_due=time.monotonic() + self._options.progress_seconds
-            )
+            lane = self._lanes[name] = Lane(uid)
         return lane
 
     def _delay(self, name: str, at_least: float | None = None) -> float:
-        return self._lanes.setdefault(name, Lane(uid="")).next_delay(self._options, at_least)
+        self._failures[name] += 1
+        return backoff_seconds(
+            self._failures[name],
+            first=self._options.first_retry_seconds,
+            most=self._options.most_retry_seconds,
+            at_least=at_least,
+        )

@@ -1,8 +1,10 @@
 """What the relay remembers of a Job between two looks at it."""
 
+import random
 import time
-from dataclasses import dataclass, field
-from datetime import timedelta
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any
 
 from dispatcher.diagnosis import Diagnosis
@@ -39,10 +41,13 @@ class Lane:
     """When the backend may be told again, in seconds of the monotonic clock."""
     progress: Progress | None = None
     progress_due: float = 0.0
+    """When progress may be told, by the monotonic clock; 0 until the training was first seen to run."""
     ended: dict[str, Patch] = field(default_factory=dict)
     """The pods that were seen to have ended; with a short TTL their last words outlast them here only."""
     final: Diagnosis | None = None
     """How the Job ended, once that was made sure of."""
+    undated_since: datetime | None = None
+    """Since when Events are asked in vain since when the training cannot start."""
 
     def overlay(self, job: Patch) -> Patch:
         """Return the Job with what we wrote to it, until the snapshot has caught up."""
@@ -50,6 +55,25 @@ class Lane:
         shown = metadata.get("annotations") or {}
         self.annotations = {key: text for key, text in self.annotations.items() if shown.get(key) != text}
         return {**job, "metadata": {**metadata, "annotations": {**shown, **self.annotations}}}
+
+    def dated(self, diagnosis: Diagnosis, now: datetime) -> Diagnosis:
+        """Return when a training became stuck where Events did not say: when they were first asked in vain.
+
+        A Role of an earlier release does not let them be read.
+        """
+        if diagnosis.stuck is None or diagnosis.stuck.about is None:
+            self.undated_since = None
+            return diagnosis
+        self.undated_since = self.undated_since or now
+        return replace(diagnosis, stuck=replace(diagnosis.stuck, since=self.undated_since, about=None))
+
+    def choose_first_progress(self, seconds: float, jitter: Callable[[], float] = random.random) -> None:
+        """Spread the first report a little: trainings that start together would report together.
+
+        It comes no sooner than `seconds` from now, since the process before this one may just have reported.
+        """
+        if not self.progress_due:
+            self.progress_due = time.monotonic() + seconds * (1 + jitter() / 3)
 
     def next_delay(self, options: RelayOptions, at_least: float | None = None) -> float:
         """Count a failed attempt; return the seconds until the next."""

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase
-from dispatcher.stuck import Unexplained
+from dispatcher.stuck import Stuck, Unexplained
 from dispatcher.style_lanes import waits
 from job_contract import names
 from job_contract.outcome import FailureCode, TrainingFailure
@@ -20,6 +20,8 @@ TERMINAL_ANNOTATION: Final = "lora-trainer.io/relayed-terminal"
 """What was told and when: `completed 2026-11-24T08:00:00+00:00`. Remove it and it is told again."""
 PARKED_ANNOTATION: Final = "lora-trainer.io/parked"
 """Why the backend refused a status for good, and which."""
+LOOK_AGAIN_SECONDS: Final = 60.0
+"""Until Events are read anew of what has not failed, or may have gone on."""
 
 
 class Notice(StrEnum):
@@ -89,12 +91,14 @@ def next_step(
     now: datetime,
     grace: timedelta,
     is_next_of_style: bool,
+    room_free_since: datetime | None,
 ) -> Step:
     """Return the one step that is due.
 
     Args:
         grace: how long a training may be unable to start before its Job is given up.
         is_next_of_style: no unfinished Job of the same style came before this one.
+        room_free_since: since when no training holds what others may lack; None while one does.
     """
     metadata = job["metadata"]
     annotations = metadata.get("annotations") or {}
@@ -125,7 +129,25 @@ def next_step(
     held_up = diagnosis.stuck or diagnosis.unexplained
     if held_up is None or VERDICT_ANNOTATION in annotations:
         return Wait()
-    remaining = (held_up.since + grace - now).total_seconds()
+    return _when_held_up(held_up, now=now, grace=grace, room_free_since=room_free_since)
+
+
+def _when_held_up(
+    held_up: Stuck | Unexplained, *, now: datetime, grace: timedelta, room_free_since: datetime | None
+) -> Step:
+    since = held_up.since
+    if isinstance(held_up, Stuck) and held_up.for_room:
+        if room_free_since is None:
+            # Soon enough: whichever training ends before that, this one still has its grace from then on.
+            return Wait(grace.total_seconds())
+        since = max(since, room_free_since)
+    remaining = (since + grace - now).total_seconds()
     if remaining > 0:
         return Wait(remaining)
-    return ReadEvents(held_up.about) if isinstance(held_up, Unexplained) else GiveUp(held_up.failure)
+    if held_up.about is not None:
+        return ReadEvents(held_up.about)
+    if held_up.trying_since and held_up.trying_since < since + grace:
+        # The try that was under way when the grace ended may end well. The next one is too late: an image
+        # that is never found is tried for ever, and not every failure leaves an Event.
+        return Wait(LOOK_AGAIN_SECONDS)
+    return GiveUp(held_up.failure)

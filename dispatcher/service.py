@@ -29,6 +29,7 @@ from dispatcher.relay_lane import RelayOptions
 from dispatcher.settings import DispatcherSettings
 from dispatcher.style_lanes import StyleLanes
 from dispatcher.webhook import Webhook
+from job_contract.outcome import ExitCode
 
 _STALE_SECONDS: Final = 300.0
 """A watch that is silent for so long does not come back by itself."""
@@ -117,7 +118,6 @@ class Service:
         )
         lanes, metrics = StyleLanes(shared=make_lease is not None), Metrics()
         self._backend = backend
-        self._lease = make_lease(self._take_over, self._look_at_all) if make_lease else None
         # As long as one PATCH may take, the lease must still hold.
         self._patch_seconds = settings.webhook_timeout_seconds + 5
         self._workers = settings.workers
@@ -137,6 +137,7 @@ class Service:
             finished=lambda: self._broker.resume(),
             may_relay=self._may_relay,
         )
+        self._lease = make_lease(self._relay.observe_now, self._look_at_all) if make_lease else None
         intake = Intake(
             backend,
             lanes,
@@ -161,8 +162,10 @@ class Service:
         self._health_port = settings.health_port
         self._log = structlog.get_logger("service")
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event) -> ExitCode:
         """Run until stop is set, then let what is under way end, as far as that takes a few seconds.
+
+        Returns UNAVAILABLE when it was not asked to stop, but takes no more requests.
 
         Raises:
             DispatcherError: the health port is taken.
@@ -179,10 +182,12 @@ class Service:
             pass
         self._relay.observe_all()
         workers = self._relay.start(self._workers)
-        consumer = self._start("broker", self._consume, stop)
+        consumer = self._start("broker", self._broker.run, stop)
         threads += [*workers, consumer]
-        while not stop.wait(0.5):
+        while consumer.is_alive() and not stop.wait(0.5):
             pass  # a signal that the kernel gave to another thread is handled once this one wakes
+        code = ExitCode.OK if stop.is_set() else ExitCode.UNAVAILABLE
+        stop.set()
         self._log.info("stopping")
         deadline = time.monotonic() + _STOP_SECONDS
         self._broker.wake()
@@ -194,12 +199,7 @@ class Service:
         watch.join()  # a backend of child processes takes the time that they need
         if health:
             health.close()
-
-    def _consume(self, stop: threading.Event) -> None:
-        try:
-            self._broker.run(stop)
-        finally:
-            stop.set()
+        return code
 
     def _start(self, name: str, run: Callable[..., None], *arguments: Any) -> threading.Thread:
         thread = threading.Thread(target=run, args=arguments, name=name, daemon=True)
@@ -208,9 +208,6 @@ class Service:
 
     def _may_relay(self) -> bool:
         return self._lease is None or self._lease.is_held(self._patch_seconds)
-
-    def _take_over(self) -> None:
-        self._relay.observe_now()
 
     def _look_at_all(self) -> None:
         for name in self._backend.names():
@@ -246,6 +243,6 @@ def job_options(settings: DispatcherSettings) -> JobOptions:
         ttl_seconds=settings.job_ttl_seconds,
         models_claim=settings.models_claim,
         priority_class=settings.priority_class,
-        kueue_queue=settings.kueue_queue,
+        kueue_queue=settings.kueue_queue if settings.job_backend == "kubernetes" else "",
         environment=settings.trainer_env,
     )

@@ -43,7 +43,9 @@ class DispatcherSettings(EnvironmentSettings):
     job_backend: Literal["local", "kubernetes"] = "local"
     """Where trainings run: child processes of this machine, or Jobs of a cluster."""
     max_active_jobs: Annotated[int, Field(ge=0)] = 0
-    """So many Jobs at the most are not finished; the rest stays in the queue. 0: no limit."""
+    """So many Jobs at the most are not finished; the rest stays in the queue. 0: no limit. Two dispatchers
+    count the same Jobs, but each only its own that the API server does not show yet: both may fill the same
+    room, so it can be exceeded by what the other made in that moment."""
     workers: Annotated[int, Field(ge=1, le=256)] = 16
     """Threads that bring statuses to the backend."""
 
@@ -72,7 +74,8 @@ class DispatcherSettings(EnvironmentSettings):
     trainer_env: dict[str, str] = Field(default_factory=dict)
     """Variables for the trainer's container, as a JSON object: {"BASE_MODEL": "...", "S3_BUCKET": "..."}."""
     start_grace_seconds: Positive = 600.0
-    """For so long a pod may be unable to start (image, node, secret) before its Job is given up."""
+    """For so long a pod may be unable to start (image, node, secret) before its Job is given up; what other
+    trainings hold (GPU, volume, quota) is waited for."""
 
     models_dir: Path = Path("/models")
     """Local backend: the folder of the models."""

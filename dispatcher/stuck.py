@@ -1,12 +1,12 @@
 """Why a training does not start: from the status of its pod, and where that says nothing, from Events. Pure.
 
-No Events are watched. A status that says nothing names the object to ask about; whoever has the Events
-then asks again with them. Only what is newest counts: a mount that failed at first and a pull that goes
-on now is no failure.
+No Events are watched. Where a status does not say why, or not since when, the object to ask about is
+named; whoever has the Events then asks again with them. Only what is newest counts: a mount that failed at
+first and a pull that goes on now is no failure.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
 
@@ -14,22 +14,35 @@ from dispatcher.pod_status import (
     Thing,
     condition,
     container,
-    has_ended,
+    is_over,
     short,
     terminated,
     time_of,
     waiting,
 )
+from job_contract import names
 from job_contract.outcome import FailureCode, TrainingFailure
 
 _DECIDED: Final = ("FailureTarget", "SuccessCriteriaMet")
-_PULL_REASONS: Final = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
+_PULL_RETRIED: Final = {"ImagePullBackOff", "ErrImagePull"}
+_PULL_REASONS: Final = {*_PULL_RETRIED, "InvalidImageName", "ErrImageNeverPull"}
 _CONFIG_REASONS: Final = {"CreateContainerConfigError", "CreateContainerError", "RunContainerError"}
 _VOLUME_HINTS: Final = ("persistentvolumeclaim", "unbound immediate", "volume")
+_ROOM_HINTS: Final = (
+    "insufficient ",
+    "too many pods",
+    "readwriteoncepod",
+    "multi-attach error",
+    "exceeded quota",
+)
+"""In what the scheduler, the volumes' controller and the API server say when others have it all."""
 
 _MOUNT_REASONS: Final = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
 _SANDBOX_REASONS: Final = {"FailedCreatePodSandBox"}
 _POD_GOES_ON: Final = {"Pulling", "Pulled", "Created", "Started"}
+_PULL_FAILS: Final = {"Failed", "BackOff"}
+_PULL_WORDS: Final = ("Failed to pull image", "ErrImagePull", "ImagePullBackOff", "Back-off pulling image")
+"""In the messages of reason Failed that are about the image and not about the container."""
 _JOB_REASONS: Final = {"FailedCreate"}
 _JOB_GOES_ON: Final = {"SuccessfulCreate"}
 _SAYS_LITTLE: Final = "timed out waiting for the condition"
@@ -51,6 +64,12 @@ class Stuck:
 
     since: datetime
     failure: TrainingFailure
+    for_room: bool = False
+    """What it lacks, other trainings may have: its grace counts only while none of them does."""
+    about: str | None = None
+    """The uid of the pod whose Events say since when; None where that is known."""
+    trying_since: datetime | None = None
+    """When the kubelet began a try that has not failed yet, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -71,29 +90,33 @@ def what_holds(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> St
     """
     if job.get("spec", {}).get("suspend") or any(condition(job, kind) for kind in _DECIDED):
         return None
-    if not pods or _is_over(pods[-1]):
+    if condition(job, "Suspended"):
+        return None  # resumed, and not yet seen by the Job controller, which then sets startTime anew
+    if not pods or is_over(pods[-1]):
         return _without_pod(job, pods, events)
-    return _by_status(pods[-1]) or _creating(pods[-1], events)
+    return _by_status(pods[-1], events) or _creating(pods[-1], events)
 
 
-def _by_status(pod: Thing) -> Stuck | None:
+def _by_status(pod: Thing, events: Sequence[Thing]) -> Stuck | None:
     reason, message = waiting(pod).get("reason"), waiting(pod).get("message") or ""
     # Once it has a node: before that, an autoscaler may have taken its time.
     since = time_of(pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp"))
     if reason in _PULL_REASONS:
         image = container(pod).get("image") or "the trainer's image"
-        return _stuck_with(
+        stuck = _stuck_with(
             since,
             FailureCode.IMAGE_PULL,
             f"The image {image} cannot be pulled ({short(message or reason)}); "
             "check TRAINER_IMAGE and the cluster's pull secret.",
         )
+        return _pulling(stuck, pod, events) if stuck and reason in _PULL_RETRIED else stuck
     if reason in _CONFIG_REASONS:
-        return _stuck_with(
+        stuck = _stuck_with(
             since,
             FailureCode.UNSCHEDULABLE,
             f"The trainer's container cannot be made ({short(message or reason)}); create what is missing.",
         )
+        return _configuring(stuck, pod, events) if stuck else None
     scheduled = condition(pod, "PodScheduled", status="False")
     if scheduled and scheduled.get("reason") == "Unschedulable":
         detail = scheduled.get("message") or ""
@@ -104,8 +127,41 @@ def _by_status(pod: Thing) -> Stuck | None:
             time_of(scheduled.get("lastTransitionTime")) or since,
             FailureCode.UNSCHEDULABLE,
             f"No node can take the training ({short(detail)}); {advice}.",
+            for_room=_is_room(detail),
         )
     return None
+
+
+def _pulling(stuck: Stuck, pod: Thing, events: Sequence[Thing]) -> Stuck:
+    """An image that the kubelet tries to pull again and again: it may have come far before it first failed.
+
+    While a new try goes on, the status still shows how the last one failed.
+    """
+    about = pod["metadata"].get("uid")
+    if not about:
+        return stuck
+    ours = [event for event in events if _is_of_trainer(event)]
+    obstacle = _obstacle(ours, about, _PULL_FAILS, {"Pulled"})
+    if obstacle is None:
+        return replace(stuck, about=about)
+    tried = _newest(ours, about, {"Pulling"})
+    return replace(
+        stuck,
+        since=max(stuck.since, obstacle.since),
+        trying_since=tried if tried > obstacle.last_seen else None,
+    )
+
+
+def _configuring(stuck: Stuck, pod: Thing, events: Sequence[Thing]) -> Stuck:
+    """A container that cannot be made, perhaps after a long pull. Each try tells of the image anew."""
+    about = pod["metadata"].get("uid")
+    if not about:
+        return stuck
+    ours = [event for event in events if _is_of_trainer(event) and not _is_of_pull(event)]
+    obstacle = _obstacle(ours, about, {"Failed"}, set())
+    if obstacle is None:
+        return replace(stuck, about=about)
+    return replace(stuck, since=max(stuck.since, obstacle.since))
 
 
 def _creating(pod: Thing, events: Sequence[Thing]) -> Stuck | Unexplained | None:
@@ -121,15 +177,20 @@ def _creating(pod: Thing, events: Sequence[Thing]) -> Stuck | Unexplained | None
         text = f"The node cannot set up the pod ({message}); look at its network and container runtime."
     else:
         text = f"A volume of the training cannot be mounted ({message}); create what is missing, or free it."
-    return _stuck_with(max(since, obstacle.since), FailureCode.UNSCHEDULABLE, text)
+    return _stuck_with(
+        max(since, obstacle.since), FailureCode.UNSCHEDULABLE, text, for_room=_is_room(obstacle.message)
+    )
 
 
 def _without_pod(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> Stuck | Unexplained | None:
     """A Job that should have a pod by now: its first, or the one that tries again."""
     started = job.get("status", {}).get("startTime") or job["metadata"].get("creationTimestamp")
-    since, about = time_of(_ended_at(pods[-1]) if pods else started), job["metadata"].get("uid")
-    if since is None or not about:
+    # The later of both: a Job that was suspended meanwhile has a new start.
+    times = [at for at in map(time_of, (started, _ended_at(pods[-1]) if pods else None)) if at]
+    about = job["metadata"].get("uid")
+    if not times or not about:
         return None
+    since = max(times)
     obstacle = _obstacle(events, about, _JOB_REASONS, _JOB_GOES_ON)
     if obstacle is None:
         return Unexplained(since, about)
@@ -139,12 +200,9 @@ def _without_pod(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> 
         "allow it, or change the Job template",
     )
     text = f"The cluster lets the training have no pod ({short(message)}); {advice}."
-    return _stuck_with(max(since, obstacle.since), FailureCode.UNSCHEDULABLE, text)
-
-
-def _is_over(pod: Thing) -> bool:
-    """A pod that was evicted before its container was created has no container that has ended."""
-    return has_ended(pod) or pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
+    return _stuck_with(
+        max(since, obstacle.since), FailureCode.UNSCHEDULABLE, text, for_room=_is_room(message)
+    )
 
 
 def _ended_at(pod: Thing) -> str | None:
@@ -157,20 +215,48 @@ class _Obstacle:
     """What Events say that fails, and since when nothing but that has happened."""
 
     since: datetime
+    last_seen: datetime
     reason: str
     message: str
 
 
 def _obstacle(events: Iterable[Thing], about: str, failing: set[str], going_on: set[str]) -> _Obstacle | None:
     """Return what fails for one object, unless something went on since."""
-    ours = [event for event in events if (event.get("involvedObject") or {}).get("uid") == about]
-    went_on = max((_last_seen(event) for event in ours if event.get("reason") in going_on), default=_NEVER)
-    left = [event for event in ours if event.get("reason") in failing and _last_seen(event) > went_on]
+    events = tuple(events)
+    went_on = _newest(events, about, going_on)
+    left = [event for event in _those(events, about, failing) if _last_seen(event) > went_on]
     if not left:
         return None
     began = max(went_on, min(map(_first_seen, left)))
     _, _, reason, message = max(map(_worth, left))
-    return _Obstacle(began, reason, message or reason)
+    return _Obstacle(began, max(map(_last_seen, left)), reason, message or reason)
+
+
+def _those(events: Iterable[Thing], about: str, reasons: set[str]) -> list[Thing]:
+    return [
+        event
+        for event in events
+        if event.get("reason") in reasons and (event.get("involvedObject") or {}).get("uid") == about
+    ]
+
+
+def _newest(events: Iterable[Thing], about: str, reasons: set[str]) -> datetime:
+    return max(map(_last_seen, _those(events, about, reasons)), default=_NEVER)
+
+
+def _is_of_trainer(event: Thing) -> bool:
+    """Not of another container of the pod, `spec.containers{sidecar}`."""
+    path = (event.get("involvedObject") or {}).get("fieldPath")
+    return not path or f"{{{names.CONTAINER_NAME}}}" in path
+
+
+def _is_of_pull(event: Thing) -> bool:
+    message = event.get("message") or ""
+    return any(words in message for words in _PULL_WORDS)
+
+
+def _is_room(message: str) -> bool:
+    return any(hint in message.lower() for hint in _ROOM_HINTS)
 
 
 def _worth(event: Thing) -> tuple[bool, datetime, str, str]:
@@ -190,5 +276,8 @@ def _first_seen(event: Thing) -> datetime:
     return time_of(event.get("firstTimestamp") or event.get("eventTime")) or _last_seen(event)
 
 
-def _stuck_with(since: datetime | None, code: FailureCode, reason: str) -> Stuck | None:
-    return Stuck(since, TrainingFailure(failure_code=code, failure_reason=reason)) if since else None
+def _stuck_with(
+    since: datetime | None, code: FailureCode, reason: str, *, for_room: bool = False
+) -> Stuck | None:
+    failure = TrainingFailure(failure_code=code, failure_reason=reason)
+    return Stuck(since, failure, for_room) if since else None

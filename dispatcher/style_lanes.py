@@ -3,16 +3,20 @@
 A Job whose style is taken is created suspended; when its turn comes the relay releases it. Where
 several dispatchers take requests none of them knows what another is creating: there every Job is
 created suspended, and the one that relays, of which there is one at a time, releases them in order.
+A Job that waits is in no queue of Kueue's, which would start it; it enters its queue at its turn.
 """
 
 import threading
 import time
 from typing import Any, Final
 
-from dispatcher.job import Manifest, style_label, style_of
+from dispatcher.job import QUEUE_LABEL, Manifest, style_label, style_of
 
 WAITS_ANNOTATION: Final = "lora-trainer.io/waits-for-style"
 """Since when, in nanoseconds of Unix time, a Job waits for its style; the order of release."""
+
+_QUEUE_ANNOTATION: Final = "lora-trainer.io/queue-at-its-turn"
+"""The queue of Kueue's that a Job enters when its turn comes."""
 
 Place = tuple[int, str]
 """Sorts the Jobs of a style: those that may run first, then by when they were accepted, then by name."""
@@ -50,10 +54,10 @@ class StyleLanes:
             self._expected_until[name] = time.monotonic() + _EXPECTED_SECONDS
             if self._shared:
                 return place[0] or accepted_ns
-            if place == min(lane.values()):
+            if _may_go(lane, name):
                 lane[name] = (_MAY_RUN, name)
                 return None
-            return place[0] or None
+            return place[0] or accepted_ns
 
     def expected_for(self, name: str) -> float:
         """Return the seconds for which a Job that entered and was not seen yet keeps its place.
@@ -94,16 +98,15 @@ class StyleLanes:
             return style is not None
 
     def is_next(self, name: str) -> bool:
-        """Whether no Job of the same style that is not finished came before this one."""
+        """Whether no Job of the same style that is not finished may run or came before this one."""
         with self._lock:
-            lane = self._lanes.get(self._style_of.get(name, ""), {})
-            return not lane or min(lane.values())[1] == name
+            return _may_go(self._lanes.get(self._style_of.get(name, ""), {}), name)
 
     def release(self, name: str) -> bool:
         """Take note that a Job is about to be released; False when another came before it meanwhile."""
         with self._lock:
             lane = self._lanes.get(self._style_of.get(name, ""), {})
-            if not lane or min(lane.values())[1] != name:
+            if not _may_go(lane, name):
                 return False
             lane[name] = (_MAY_RUN, name)
             self._released.add(name)
@@ -124,12 +127,39 @@ class StyleLanes:
 def hold(job: Manifest, accepted_ns: int) -> None:
     """Make a Job about to be created wait for its style."""
     job["spec"]["suspend"] = True
-    job["metadata"].setdefault("annotations", {})[WAITS_ANNOTATION] = str(accepted_ns)
+    annotations = job["metadata"].setdefault("annotations", {})
+    annotations[WAITS_ANNOTATION] = str(accepted_ns)
+    queue = (job["metadata"].get("labels") or {}).pop(QUEUE_LABEL, None)
+    if queue:
+        annotations[_QUEUE_ANNOTATION] = queue
+
+
+def end_of_hold(job: Manifest) -> dict[str, Any]:
+    """Return the merge patch that lets a Job start that `hold` made wait, or enter its queue of Kueue's.
+
+    Whoever suspends it from then on has another reason, and is left alone.
+    """
+    queue = (job["metadata"].get("annotations") or {}).get(_QUEUE_ANNOTATION)
+    if queue is None:
+        return {"spec": {"suspend": False}, "metadata": {"annotations": {WAITS_ANNOTATION: None}}}
+    # A queue may be named as long as a Job is suspended, and only Kueue ends that now.
+    annotations = {WAITS_ANNOTATION: None, _QUEUE_ANNOTATION: None}
+    return {"metadata": {"labels": {QUEUE_LABEL: queue}, "annotations": annotations}}
 
 
 def waits(job: dict[str, Any]) -> bool:
     annotations = job["metadata"].get("annotations") or {}
     return bool(job["spec"].get("suspend")) and WAITS_ANNOTATION in annotations
+
+
+def _may_go(lane: dict[str, Place], name: str) -> bool:
+    """Whether no other Job of the lane may run, and none has an earlier place.
+
+    Two may run when somebody started a rerun by hand: what has not started yet waits for all of them.
+    """
+    return name in lane and all(
+        place[0] > _MAY_RUN and lane[name] < place for other, place in lane.items() if other != name
+    )
 
 
 def _key(job: Manifest) -> str:

@@ -29,12 +29,14 @@ class Teller:
         options: RelayOptions,
         metrics: Metrics,
         now: Callable[[], datetime],
+        may_relay: Callable[[], bool],
     ) -> None:
         self._backend = backend
         self._webhook = webhook
         self._options = options
         self._metrics = metrics
         self._now = now
+        self._may_relay = may_relay
         self._log = structlog.get_logger("relay")
 
     def tell(self, notice: Notice, job: Patch, diagnosis: Diagnosis, lane: Lane) -> float | None:
@@ -109,7 +111,7 @@ class Teller:
         )
         lane.unwritten = False
 
-    def tell_progress(self, pod: str, job: Patch, lane: Lane) -> float:
+    def tell_progress(self, pod: str, job: Patch, lane: Lane) -> float | None:
         """Tell of progress at most every progress_seconds; a loss is made good by the next one.
 
         A thousand trainings at once are 33 tails of a log and PATCHes a second: 5 % of one core.
@@ -121,6 +123,8 @@ class Teller:
         url = self._url(job)
         if progress is None or progress == lane.progress:
             return max(1.0, self._options.progress_seconds / 6)
+        if not self._may_relay():
+            return None  # the log took so long that another may have told the end by now
         lane.progress_due = time.monotonic() + self._options.progress_seconds
         if url:
             payload = report.processing(style_of(job), task_of(job), progress)

@@ -78,5 +78,5 @@ class Events:
                 self._core.create_namespaced_event(
                     self._namespace, event, _preload_content=False, _request_timeout=_TIMEOUT
                 ).read()
-            except (ApiException, urllib3.exceptions.HTTPError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the next Event is written
                 self._log.info("an Event could not be written", error=describe(error))

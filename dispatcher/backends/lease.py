@@ -17,7 +17,6 @@ from kubernetes import client
 from kubernetes.client import ApiException
 
 from dispatcher.backends.kubernetes_client import describe, translated, unreachable
-from dispatcher.errors import DispatcherError
 
 _TIMEOUT: Final = (3, 5)
 
@@ -27,7 +26,7 @@ class Lease:
 
     Args:
         identity: who holds it; no two living processes may share one.
-        prepare: called before a hold begins to count; while it raises DispatcherError, none does.
+        prepare: called before a hold begins to count; while it raises, none does.
         acquired: called when the hold has begun, and when it was so late renewed that whoever asked for
             some time of it may have been turned away.
         duration_seconds: a lease that was not renewed for so long is anybody's.
@@ -67,7 +66,7 @@ class Lease:
         while not stop.is_set():
             try:
                 self._hold()
-            except (ApiException, urllib3.exceptions.HTTPError, DispatcherError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever an API server answers, try again
                 self._log.warning("the Lease could not be renewed", error=describe(error))
             stop.wait(self._renew_seconds)
         self._let_go()
@@ -77,23 +76,25 @@ class Lease:
         late = time.monotonic() + self._duration - 3 * self._renew_seconds >= self._held_until
         if held_until and late:
             self._prepare()
+            # That may take longer than the Lease lasts: what counts is that nobody had it meanwhile.
+            held_until = self._acquire_or_renew(acquire=False)
         self._held_until = held_until
         if held_until and late:
             self._log.info("this dispatcher relays now", lease=self._name)
             self._acquired()
 
-    def _acquire_or_renew(self) -> float:
+    def _acquire_or_renew(self, *, acquire: bool = True) -> float:
         """Return until when the Lease is held, in seconds of the monotonic clock; 0 when another has it."""
         asked_at = time.monotonic()
         try:
             lease = self._leases.read_namespaced_lease(self._name, self._namespace, _request_timeout=_TIMEOUT)
         except ApiException as error:
-            if error.status != 404:
+            if error.status != 404 or not acquire:
                 raise
             body = {"metadata": {"name": self._name}, "spec": self._spec(None)}
             self._leases.create_namespaced_lease(self._namespace, body, _request_timeout=_TIMEOUT)
         else:
-            if not self._may_take(lease):
+            if not (self._may_take(lease) if acquire else self._is_ours(lease.spec)):
                 return 0.0
             # The resourceVersion in it makes the second of two that try fail with 409.
             lease.spec = self._spec(lease.spec)
@@ -105,16 +106,19 @@ class Lease:
     def _may_take(self, lease: Any) -> bool:
         """Another's lease is free once it has stood unchanged for its duration, by our own clock."""
         spec = lease.spec
-        if spec is None or not spec.holder_identity or spec.holder_identity == self._identity:
+        if spec is None or not spec.holder_identity or self._is_ours(spec):
             return True
         seen = (spec.holder_identity, str(spec.renew_time))
         if seen != self._seen:
             self._seen, self._seen_at = seen, time.monotonic()
         return time.monotonic() - self._seen_at > (spec.lease_duration_seconds or self._duration)
 
+    def _is_ours(self, spec: Any) -> bool:
+        return spec is not None and spec.holder_identity == self._identity
+
     def _spec(self, old: Any) -> Any:
         now = datetime.now(UTC)
-        ours = old is not None and old.holder_identity == self._identity
+        ours = self._is_ours(old)
         return client.V1LeaseSpec(
             holder_identity=self._identity,
             lease_duration_seconds=self._duration,
@@ -129,12 +133,12 @@ class Lease:
         self._held_until = 0.0
         try:
             lease = self._leases.read_namespaced_lease(self._name, self._namespace, _request_timeout=_TIMEOUT)
-            if lease.spec.holder_identity == self._identity:
+            if self._is_ours(lease.spec):
                 lease.spec.holder_identity = ""
                 self._leases.replace_namespaced_lease(
                     self._name, self._namespace, lease, _request_timeout=_TIMEOUT
                 )
-        except (ApiException, urllib3.exceptions.HTTPError) as error:
+        except Exception as error:  # noqa: BLE001 - the end must come, and the Lease ends by itself
             self._log.info("the Lease was not handed back; it runs out by itself", error=describe(error))
 
 
@@ -159,3 +163,20 @@ def holder_of(api: client.ApiClient, namespace: str, name: str) -> str | None:
         return None
     age = datetime.now(UTC) - spec.renew_time
     return str(spec.holder_identity) if age.total_seconds() < (spec.lease_duration_seconds or 0) else None
+
+
+def delete_lease(api: client.ApiClient, namespace: str, name: str) -> bool:
+    """Delete a Lease whoever holds it, for when no dispatcher is left; False when there is none.
+
+    Raises:
+        DispatcherError: the API server does not answer, or forbids it.
+    """
+    try:
+        client.CoordinationV1Api(api).delete_namespaced_lease(name, namespace, _request_timeout=_TIMEOUT)
+    except ApiException as error:
+        if error.status == 404:
+            return False
+        raise translated(error, f"the Lease {name} could not be deleted") from error
+    except urllib3.exceptions.HTTPError as error:
+        raise unreachable(error) from error
+    return True

@@ -1,7 +1,7 @@
 """A dispatcher's parts against an API server, wired as service.py wires them but with no broker."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -72,6 +72,8 @@ def watching(
     grace: float = 600.0,
     progress: float = 30.0,
     backend_url: str | None = None,
+    give_up: timedelta = timedelta(days=7),
+    may_relay: Callable[[], bool] = lambda: True,
 ) -> Iterator[Watching]:
     """Watch and relay with quick retries until the block ends."""
     lanes, stop = StyleLanes(), threading.Event()
@@ -81,11 +83,13 @@ def watching(
         backend_url=backend_url,
         progress_seconds=progress,
         grace=timedelta(seconds=grace),
+        give_up_after=give_up,
         first_retry_seconds=0.05,
         most_retry_seconds=0.5,
     )
     webhook = Webhook(AllowedHosts(["127.0.0.1"]), "backend-token", timeout_seconds=5)
-    watch = Watching(backend, Relay(backend, webhook, lanes, options, Metrics()), lanes)
+    relay = Relay(backend, webhook, lanes, options, Metrics(), may_relay=may_relay)
+    watch = Watching(backend, relay, lanes)
     thread = threading.Thread(target=backend.run, args=(watch.changed, stop))
     thread.start()
     try:

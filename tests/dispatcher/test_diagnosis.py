@@ -375,8 +375,8 @@ def test_a_pod_that_cannot_start_is_stuck_and_not_failed(
 
 
 def test_the_grace_of_an_image_begins_when_the_pod_has_its_node() -> None:
-    """A node that an autoscaler took 20 minutes to bring may fail its first pull and succeed at the next."""
-    stuck = diagnose(job(), [waiting("ErrImagePull", startTime="2026-11-24T08:20:00Z")]).stuck
+    """A node may come 20 minutes after the pod, by an autoscaler."""
+    stuck = diagnose(job(), [waiting("InvalidImageName", startTime="2026-11-24T08:20:00Z")]).stuck
     assert stuck
     assert stuck.since == datetime(2026, 11, 24, 8, 20, tzinfo=UTC)
 
@@ -410,11 +410,23 @@ def event(
     }
 
 
-def creating(**status: Any) -> dict[str, Any]:
+def creating(reason: str = "ContainerCreating", message: str = "", **status: Any) -> dict[str, Any]:
     """A pod that has its node, and no container yet."""
-    the_pod = waiting("ContainerCreating", startTime="2026-11-24T08:00:30Z", **status)
+    the_pod = waiting(reason, message, startTime="2026-11-24T08:00:30Z", **status)
     the_pod["metadata"]["uid"] = "pod-uid"
     return the_pod
+
+
+def at(minutes: int, seconds: int = 0) -> datetime:
+    return datetime(2026, 11, 24, 8, minutes, seconds, tzinfo=UTC)
+
+
+def seen(reason: str, message: str, *times: datetime, container: str = "trainer") -> dict[str, Any]:
+    """An Event about the pod's container, counted up from the first to the last of these times."""
+    counted = event(reason, message, times[-1].isoformat(), "pod-uid")
+    counted["firstTimestamp"] = times[0].isoformat()
+    counted["involvedObject"]["fieldPath"] = f"spec.containers{{{container}}}"
+    return counted
 
 
 QUOTA = (
@@ -605,6 +617,151 @@ def test_a_job_that_is_suspended_or_about_to_end_waits_for_nothing(target: dict[
         assert (diagnosis.stuck, diagnosis.unexplained) == (None, None)
 
 
+def test_a_job_that_was_resumed_has_its_grace_from_then_on() -> None:
+    """Until the Job controller has seen that, startTime and Events are those of the time before."""
+    before = [{**event("FailedCreate", QUOTA), "firstTimestamp": STARTED}]
+    paused = condition("Suspended", "JobSuspended", "Job suspended")
+    diagnosis = diagnose(job(paused, startTime=STARTED), [], before)
+    assert (diagnosis.stuck, diagnosis.unexplained) == (None, None)
+    resumed = job(SUSPENDED, startTime="2026-11-24T09:00:00Z")
+    for pods in ([], [ended(70, BAD_IMAGE)]):
+        stuck = diagnose(resumed, pods, before).stuck
+        assert stuck
+        assert stuck.since == datetime(2026, 11, 24, 9, tzinfo=UTC)
+
+
+# Since when an image cannot be pulled, or a container not be made
+
+PULL_FAILS = 'Failed to pull image "trainer:1": unexpected EOF'
+
+
+@pytest.mark.parametrize("reason", ["ErrImagePull", "ImagePullBackOff", "CreateContainerConfigError"])
+def test_what_the_kubelet_tries_again_is_asked_about_and_told_all_the_same(reason: str) -> None:
+    stuck = diagnose(job(), [creating(reason, "it says why")]).stuck
+    assert stuck
+    assert (stuck.since, stuck.about) == (at(0, 30), "pod-uid")
+    assert "it says why" in stuck.failure.failure_reason
+
+
+@pytest.mark.parametrize("reason", ["InvalidImageName", "ErrImageNeverPull"])
+def test_an_image_that_is_not_tried_again_needs_no_events(reason: str) -> None:
+    stuck = diagnose(job(), [creating(reason)]).stuck
+    assert stuck
+    assert (stuck.since, stuck.about) == (at(0, 30), None)
+
+
+def test_the_grace_of_a_pull_begins_when_it_first_failed() -> None:
+    """Ten gigabytes that came well for 14 minutes and then broke off once: the kubelet pulls again."""
+    events = [
+        seen("Pulling", 'Pulling image "trainer:1"', at(1)),
+        seen("Failed", PULL_FAILS, at(15)),
+        seen("Failed", "Error: ErrImagePull", at(15), at(16)),
+        seen("BackOff", 'Back-off pulling image "trainer:1"', at(15, 10), at(16, 10)),
+    ]
+    stuck = diagnose(job(), [creating("ErrImagePull")], events).stuck
+    assert stuck
+    assert (stuck.since, stuck.about, stuck.trying_since) == (at(15), None, None)
+
+
+def test_a_pull_that_goes_on_after_one_that_failed_is_known_to_go_on() -> None:
+    """The status shows the old failure until the new pull has ended."""
+    failed = seen("Failed", PULL_FAILS, at(15))
+    pulling = seen("Pulling", 'Pulling image "trainer:1"', at(1), at(16))
+    stuck = diagnose(job(), [creating("ImagePullBackOff")], [failed, pulling]).stuck
+    assert stuck
+    assert (stuck.since, stuck.trying_since) == (at(15), at(16))
+    again = seen("Failed", "Error: ErrImagePull", at(15), at(20))
+    stuck = diagnose(job(), [creating("ErrImagePull")], [failed, pulling, again]).stuck
+    assert stuck
+    assert (stuck.since, stuck.trying_since) == (at(15), None)
+
+
+def test_a_pull_that_has_succeeded_since_fails_no_more() -> None:
+    events = [seen("Failed", PULL_FAILS, at(15)), seen("Pulled", "Successfully pulled", at(30))]
+    stuck = diagnose(job(), [creating("ErrImagePull")], events).stuck
+    assert stuck
+    assert stuck.about == "pod-uid"
+
+
+def test_what_happens_to_another_container_does_not_move_the_grace_of_the_trainer() -> None:
+    events = [
+        seen("Failed", PULL_FAILS, at(15), at(25)),
+        seen("BackOff", "Back-off restarting failed container", at(2), at(26), container="sidecar"),
+        seen("Pulled", "Successfully pulled", at(2), at(24), container="sidecar"),
+    ]
+    stuck = diagnose(job(), [creating("ErrImagePull")], events).stuck
+    assert stuck
+    assert (stuck.since, stuck.trying_since) == (at(15), None)
+
+
+def test_the_grace_of_a_container_that_cannot_be_made_begins_after_its_pull() -> None:
+    """Each try says first that the image is there; a pull that failed before has nothing to do with it."""
+    events = [
+        seen("Pulling", 'Pulling image "trainer:1"', at(1), at(3)),
+        seen("Failed", PULL_FAILS, at(2)),
+        seen("Failed", "Error: ErrImagePull", at(2)),
+        seen("Pulled", "Successfully pulled image", at(15)),
+        seen("Pulled", "already present on machine", at(16), at(25)),
+        seen("Failed", 'Error: secret "lora-env" not found', at(15), at(25)),
+    ]
+    the_pod = creating("CreateContainerConfigError", 'secret "lora-env" not found')
+    stuck = diagnose(job(), [the_pod], events).stuck
+    assert stuck
+    assert (stuck.since, stuck.about) == (at(15), None)
+    assert "lora-env" in stuck.failure.failure_reason
+
+
+# What others may have
+
+
+@pytest.mark.parametrize(
+    ("message", "for_room"),
+    [
+        ("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.", True),
+        ("0/3 nodes are available: 1 Insufficient memory, 2 node(s) had untolerated taint(s).", True),
+        ("0/1 nodes are available: 1 Too many pods.", True),
+        (
+            "0/1 nodes are available: 1 node has pod using PersistentVolumeClaim with the same name and "
+            "ReadWriteOncePod access mode.",
+            True,
+        ),
+        ("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.", False),
+        ('persistentvolumeclaim "lora-trainer-models" not found', False),
+        ("", False),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_13_a_pod_without_a_node_lacks_room_where_others_may_have_it(message: str, for_room: bool) -> None:
+    unschedulable = condition("PodScheduled", "Unschedulable", message, status="False")
+    stuck = diagnose(job(), [pod(conditions=[unschedulable])]).stuck
+    assert stuck
+    assert stuck.for_room == for_room
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "for_room"),
+    [
+        ("FailedAttachVolume", 'Multi-Attach error for volume "pvc-1" Volume is already used', True),
+        ("FailedMount", 'MountVolume.SetUp failed for volume "env" : secret "lora-env" not found', False),
+        ("FailedCreatePodSandBox", 'plugin type="calico" failed (add)', False),
+    ],
+)
+def test_13_a_volume_that_is_attached_elsewhere_is_lack_of_room(
+    reason: str, message: str, for_room: bool
+) -> None:
+    stuck = diagnose(job(), [creating()], [event(reason, message, about="pod-uid")]).stuck
+    assert stuck
+    assert stuck.for_room == for_room
+
+
+def test_13_a_quota_that_is_used_up_is_lack_of_room_and_a_missing_account_is_not() -> None:
+    account = 'Error creating: pods "x" is forbidden: serviceaccount "trainer" not found'
+    for message, for_room in ((QUOTA, True), (account, False)):
+        stuck = diagnose(job(), [], [event("FailedCreate", message)]).stuck
+        assert stuck
+        assert stuck.for_room == for_room
+
+
 # Deleted and given up
 
 VERDICT = '{"failure_code":"IMAGE_PULL","failure_reason":"The image x cannot be pulled; check it."}'
@@ -664,6 +821,9 @@ REASONS = st.sampled_from(
         "FailedMount",
         "FailedCreatePodSandBox",
         "Pulling",
+        "Pulled",
+        "Failed",
+        "BackOff",
     ]
 )
 UIDS = st.sampled_from(["u", "pod-uid", ""])
@@ -684,6 +844,7 @@ CONDITIONS = st.none() | st.lists(
                     "SuccessCriteriaMet",
                     "DisruptionTarget",
                     "PodScheduled",
+                    "Suspended",
                 ]
             ),
             "status": st.sampled_from(["True", "False", "Unknown"]),
@@ -778,10 +939,12 @@ def test_events_only_explain_what_was_unexplained_and_their_order_does_not_matte
 ) -> None:
     without, with_events = diagnose(job_, pods), diagnose(job_, pods, events)
     assert with_events == diagnose(job_, pods, list(reversed(events)))
-    if without.unexplained is None:
+    asked = without.stuck or without.unexplained
+    if asked is None or asked.about is None:
         assert with_events == without
     elif with_events.stuck:
-        assert with_events.stuck.since >= without.unexplained.since
+        assert with_events.stuck.since >= asked.since
+        assert with_events.stuck.about in (None, asked.about)
     else:
         assert with_events == without
     assert with_events.phase is without.phase

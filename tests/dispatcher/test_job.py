@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dispatcher.job import (
+    QUEUE_LABEL,
     JobOptions,
     build_job,
     job_name,
@@ -23,6 +24,8 @@ from dispatcher.job import (
     task_of,
     trainer_container,
 )
+from dispatcher.service import job_options
+from dispatcher.settings import DispatcherSettings
 from job_contract import names
 from job_contract.outcome import NO_RETRY, ExitCode
 from job_contract.request import TrainingRequest
@@ -167,6 +170,14 @@ def test_every_option_arrives_in_its_place() -> None:
         {"name": "BASE_MODEL", "value": "/base"},
         {"name": "MODELS_DIR", "value": "/other"},
     ]
+
+
+def test_on_one_machine_no_job_is_in_a_queue_of_kueue() -> None:
+    """Its turn would come there, and nobody would start it."""
+    template = copy.deepcopy(TEMPLATE)
+    template.setdefault("metadata", {})["labels"] = {QUEUE_LABEL: "gpus"}
+    options = job_options(DispatcherSettings(job_backend="local", kueue_queue="gpus"))
+    assert QUEUE_LABEL not in build_job(REQUEST, template, options)["metadata"]["labels"]
 
 
 @pytest.mark.parametrize("version", ["1.29", "1.31", kubernetes_validate.latest_version()])

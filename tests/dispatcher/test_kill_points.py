@@ -170,9 +170,13 @@ class Stuck(Training):
 
     def begin(self, world: World) -> None:
         self.name = self.send(world)
-        world.server.wait_for(lambda: world.server.get("jobs", self.name), 20)
+        # The Job controller makes no pod before the Job is released.
+        world.server.wait_for(lambda: self._may_run(world.server.get("jobs", self.name)), 20)
         pod = world.controller.create_pod(self.name)
         world.controller.wait_with(pod, "ImagePullBackOff", 'Back-off pulling image "x"')
+
+    def _may_run(self, job: dict[str, Any] | None) -> bool:
+        return job is not None and not job["spec"]["suspend"]
 
     def go_on(self, world: World) -> None:
         world.server.wait_for(

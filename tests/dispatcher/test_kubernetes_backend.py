@@ -7,10 +7,12 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes import config
 
 from dispatcher.backends.kubernetes import KubernetesBackend
 from dispatcher.backends.kubernetes_client import load_client
@@ -703,6 +705,45 @@ def test_a_lost_event_or_an_unreadable_log_loses_no_status(
         wait_until(lambda: api_server.count("get", "pods/log") > 0)
         controller.finish(name_of(job), 0, RESULT)
         wait_told(receiver, "processing", "completed")
+
+
+def test_events_are_written_again_after_a_token_file_was_empty_for_a_moment(
+    api_server: ApiServer, controller: JobController, receiver: Receiver
+) -> None:
+    """While the kubelet replaces it; the client's error for it once ended the thread that writes them."""
+    api, empty = api_server.client(), threading.Event()
+
+    def refresh(_configuration: object) -> None:
+        if empty.is_set() and threading.current_thread().name == "events":
+            empty.clear()
+            raise config.ConfigException("Token file exists but empty.")
+
+    api.configuration.refresh_api_key_hook = refresh
+    job = new_job(receiver)
+    with watching(api, api_server.namespace) as watch:
+        empty.set()
+        watch.backend.create(job)
+        controller.finish(name_of(job), 0, RESULT)
+        api_server.wait_for(
+            lambda: [event for event in api_server.all("events") if event["reason"] == "StatusRelayed"]
+        )
+        assert not empty.is_set()
+
+
+def test_ten_failed_job_patches_make_no_status_wait_and_none_be_given_up(
+    api_server: ApiServer, controller: JobController, receiver: Receiver
+) -> None:
+    """They counted as failures of the backend: its first 503 was taken for the last of many."""
+    job = new_job(receiver)
+    del job["metadata"]["finalizers"]
+    fault = api_server.inject(Fault(503, verb="patch", resource="jobs", containing=b"finalizers", times=3))
+    receiver.script.append(Answer(503))
+    with watching(api_server.client(), api_server.namespace, give_up=timedelta(0)):
+        batch_api(api_server).create_namespaced_job(api_server.namespace, job)
+        wait_until(lambda: fault.hits == 3)
+        controller.finish(name_of(job), 0, RESULT)
+        wait_told(receiver, "processing", "completed")
+    assert PARKED_ANNOTATION not in annotations(api_server, name_of(job))
 
 
 def test_the_events_of_a_job_tell_its_story(

@@ -6,9 +6,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from kubernetes import client
@@ -16,12 +18,16 @@ from pydantic import SecretStr
 
 from dispatcher.backends.lease import Lease
 from dispatcher.backends.lease_identity import lease_identity
+from dispatcher.broker import Verdict
 from dispatcher.errors import BackendUnavailableError
 from dispatcher.health import HealthServer
 from dispatcher.metrics import Metrics
 from dispatcher.queues import Queues
+from dispatcher.relay_step import Notice
 from dispatcher.service import Service, make_backend
 from dispatcher.settings import DispatcherSettings
+from dispatcher.webhook import Delivered, Refused, TryAgain
+from job_contract.outcome import ExitCode
 from tests.dispatcher.cluster import new_job
 from tests.dispatcher.process import ROOT, Dispatcher
 from tests.dispatcher.support import Amqp, message, wait_until
@@ -42,6 +48,7 @@ class Candidate:
         self.prepared = 0
         self.unprepared = 0
         """How often preparing is to fail."""
+        self.while_preparing: Callable[[], object] = lambda: None
         self.lease = Lease(
             api_server.client(),
             api_server.namespace,
@@ -61,6 +68,7 @@ class Candidate:
         if self.unprepared:
             self.unprepared -= 1
             raise BackendUnavailableError("the Jobs could not be listed")
+        self.while_preparing()
         self.prepared += 1
 
     def _acquired(self) -> None:
@@ -138,8 +146,8 @@ def test_a_lease_of_a_holder_that_is_gone_is_taken_over_only_after_it_ran_out(ap
     with candidate(api_server, "b") as second:
         wait_until(second.lease.is_held)
     take_as(api_server, "killed")
+    began = time.monotonic()  # before the first look at the Lease, from which on it must stand unchanged
     with candidate(api_server, "a") as first:
-        began = time.monotonic()
         wait_until(first.lease.is_held, DURATION + 5)
         assert time.monotonic() - began > DURATION
         assert first.turns == 1
@@ -174,6 +182,45 @@ def test_no_hold_counts_before_what_was_released_by_others_is_known(api_server: 
         first.unprepared = 2
         wait_until(first.lease.is_held)
         assert (first.unprepared, first.prepared, first.turns) == (0, 1, 1)
+
+
+def test_a_list_that_takes_longer_than_the_lease_lasts_holds_up_no_take_over(api_server: ApiServer) -> None:
+    """The hold counted from before the list: it was over when the list came, which was then made again."""
+    with candidate(api_server, "b") as second:
+        wait_until(second.lease.is_held)
+    with candidate(api_server, "a") as first:
+        late = threading.Event()
+        first.while_preparing = lambda: late.wait(DURATION + 0.5)
+        wait_until(lambda: first.turns == 1)
+        assert first.prepared == 1
+        wait_until(lambda: api_server.count("update", "leases") > 10)
+        assert first.lease.is_held(DURATION / 2)
+        assert first.prepared == 1
+
+
+def test_what_was_listed_while_another_took_the_lease_does_not_count(api_server: ApiServer) -> None:
+    """That one may have released a Job since."""
+    with candidate(api_server, "b") as second:
+        wait_until(second.lease.is_held)
+    with candidate(api_server, "a") as first:
+        takers = ["c"]
+
+        def lose_it_once() -> None:
+            for taker in takers:
+                take_as(api_server, taker)
+            takers.clear()
+
+        first.while_preparing = lose_it_once
+        wait_until(lambda: first.turns == 1)
+        assert first.prepared == 2
+
+
+def test_an_answer_that_is_no_lease_is_got_over(api_server: ApiServer) -> None:
+    """A proxy's page once ended the thread, and nobody relayed until the process was started anew."""
+    fault = api_server.inject(Fault(200, resource="leases", body=b"<html>Welcome</html>", times=3))
+    with candidate(api_server, "a") as first:
+        wait_until(first.lease.is_held)
+        assert fault.hits == 3
 
 
 def test_a_healthy_hold_is_announced_once(api_server: ApiServer) -> None:
@@ -292,6 +339,17 @@ def metric(text: str, name: str) -> float | None:
     return next((float(value) for found, _, value in lines if found == name), None)
 
 
+def test_every_series_that_may_come_is_there_from_the_start() -> None:
+    """An increase is not seen in a series that begins with 1: the first failure raised no alert."""
+    text = Metrics().expose().decode()
+    for verdict in get_args(Verdict):
+        assert metric(text, f'lora_trainer_messages_total{{verdict="{verdict.__name__.lower()}"}}') == 0
+    for status, answer in product([*Notice, "progress"], (Delivered, Refused, TryAgain)):
+        labels = f'result="{answer.__name__.lower()}",status="{status}"'
+        assert metric(text, f"lora_trainer_patches_total{{{labels}}}") == 0
+    assert metric(text, "lora_trainer_dead_letters_total") == 0
+
+
 def test_metrics_count_what_really_happened(
     tmp_path: Path, amqp: Amqp, api_server: ApiServer, controller: JobController, receiver: Receiver
 ) -> None:
@@ -394,3 +452,29 @@ def test_a_health_port_that_is_taken_is_named(
     assert ended.returncode == 69
     assert f"HEALTH_PORT {api_server.port}" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dispatcher_that_takes_no_more_requests_ends_and_says_that_it_failed(
+    api_server: ApiServer,
+    queues: Queues,
+    receiver: Receiver,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Exit code 0 would look as if it had been asked to stop."""
+
+    def fail(*_arguments: object, **_options: object) -> float:
+        raise ValueError("a fault in the part that connects again")
+
+    monkeypatch.setattr("dispatcher.broker.backoff_seconds", fail)
+    kubeconfig = str(api_server.kubeconfig(tmp_path / "kubeconfig"))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
+    settings = DispatcherSettings(
+        amqp_url=SecretStr(f"amqp://guest:guest@127.0.0.1:{free_port()}/%2F"),
+        queue=queues.work,
+        backend_url=receiver.url,
+        job_backend="kubernetes",
+        health_port=0,
+    )
+    assert Service(settings, *make_backend(settings)).run(threading.Event()) == ExitCode.UNAVAILABLE

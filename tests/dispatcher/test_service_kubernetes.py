@@ -180,6 +180,35 @@ def test_two_requests_for_one_style_train_one_after_the_other_in_order(world: Wo
         world.server.wait_for(lambda: not world.suspended(jobs[2]))
 
 
+def test_with_kueue_the_second_request_for_a_style_enters_the_queue_when_the_first_is_done(
+    world: World,
+) -> None:
+    """Kueue starts what is in its queues: both trained at once, and the second failed."""
+    with world.dispatcher(KUEUE_QUEUE="gpus") as dispatcher:
+        jobs = []
+        for _ in range(2):
+            jobs.append(world.send())
+            world.wait_for_job(jobs[-1])
+        assert (queue_of(world, jobs[0]), world.suspended(jobs[0])) == ("gpus", False)
+        assert (queue_of(world, jobs[1]), world.suspended(jobs[1])) == (None, True)
+        world.controller.finish(jobs[0], 0, RESULT)
+        world.server.wait_for(lambda: queue_of(world, jobs[1]) == "gpus")
+        job = world.wait_for_job(jobs[1])
+        assert job["spec"]["suspend"] is True  # Kueue ends that
+        assert not job["metadata"].get("annotations")
+        assert [line["waits"] for line in logged(dispatcher, "Job created")] == [False, True]
+
+
+def queue_of(world: World, name: str) -> str | None:
+    queue: str | None = world.wait_for_job(name)["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
+    return queue
+
+
+def logged(dispatcher: Dispatcher, event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in dispatcher.log_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
 def test_a_full_limit_leaves_messages_in_the_queue_and_a_freed_place_takes_the_next(world: World) -> None:
     with world.dispatcher(MAX_ACTIVE_JOBS="2"):
         jobs = [world.send(style) for style in range(4)]
@@ -318,6 +347,22 @@ def test_a_task_id_used_twice_for_different_requests_is_refused_and_tells_no_end
         assert dispatcher.stop() == ExitCode.OK
     assert told(world.receiver) == ["processing", "completed"]
     assert len(world.server.all("jobs")) == 1
+
+
+def test_a_task_id_used_again_after_the_end_of_its_training_is_refused_and_told(world: World) -> None:
+    """Whoever sent it would wait for ever."""
+    world.controller.run_all()
+    with world.dispatcher():
+        world.send(task_id="same", num_epochs=10)
+        wait_told(world.receiver, "processing", "completed")
+        world.send(43)  # what is told of a Job that came later was seen after what was written on the first
+        wait_told(world.receiver, "processing", "completed", style=43)
+        world.send(task_id="same", num_epochs=20)
+        patches = wait_told(world.receiver, "processing", "completed", "failed")
+        assert world.amqp.depth(world.amqp.queues.dead) == 1
+    refusal = patches[-1].json
+    assert (refusal["task_id"], refusal["failure_code"]) == ("same", "INVALID_REQUEST")
+    assert "task_id was used before" in refusal["failure_reason"]
 
 
 def test_the_backend_down_for_a_while_is_told_everything_in_order(world: World) -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from dispatcher.job import JobOptions, build_job, load_template
-from dispatcher.style_lanes import WAITS_ANNOTATION, StyleLanes, hold, waits
+from dispatcher.job import QUEUE_LABEL, JobOptions, build_job, load_template
+from dispatcher.style_lanes import WAITS_ANNOTATION, StyleLanes, end_of_hold, hold, waits
 from job_contract.request import TrainingRequest
 
 TEMPLATE = load_template(None)
@@ -172,3 +172,54 @@ def test_a_job_of_a_name_that_was_released_before_waits_again() -> None:
     lanes.observe(waiting("a", 20))
     lanes.observe(waiting("b", 15))
     assert lanes.is_next("b")
+
+
+def test_a_job_whose_release_is_not_confirmed_waits_while_a_rerun_by_hand_may_run() -> None:
+    """Its PATCH had failed, and the name decided which of the two that may run was next."""
+    lanes = StyleLanes()
+    lanes.observe(waiting("a", 10))
+    assert lanes.release("a")
+    lanes.observe(job("rerun"))
+    assert not lanes.is_next("a")
+    assert not lanes.release("a")
+    lanes.leave("rerun")
+    assert lanes.is_next("a")
+    assert lanes.release("a")
+
+
+def test_a_message_that_comes_again_starts_no_job_beside_a_rerun_by_hand() -> None:
+    """Its create had failed, and somebody started a rerun before the next attempt."""
+    lanes = StyleLanes()
+    assert lanes.enter(job("a"), 1) is None
+    lanes.observe(job("rerun"))
+    assert lanes.enter(job("a"), 2) == 2
+    lanes.observe(waiting("a", 2))
+    assert not lanes.is_next("a")
+    lanes.leave("rerun")
+    assert lanes.is_next("a")
+
+
+def test_what_waits_for_two_reruns_by_hand_starts_when_both_are_gone() -> None:
+    lanes = StyleLanes()
+    for rerun in ("rerun-1", "rerun-2"):
+        lanes.observe(job(rerun))
+    lanes.observe(waiting("a", 10))
+    assert not lanes.is_next("a")
+    lanes.leave("rerun-1")
+    assert not lanes.is_next("a")
+    lanes.leave("rerun-2")
+    assert lanes.is_next("a")
+
+
+def test_a_job_that_waits_is_in_no_queue_of_kueue_before_its_turn() -> None:
+    """In its queue Kueue would start it beside the one that it waits for."""
+    held = job("a")
+    held["metadata"]["labels"][QUEUE_LABEL] = "gpus"
+    hold(held, 10)
+    assert QUEUE_LABEL not in held["metadata"]["labels"]
+    assert waits(held)
+    change = end_of_hold(held)
+    assert change["metadata"]["labels"] == {QUEUE_LABEL: "gpus"}
+    assert "spec" not in change  # Kueue ends its suspension
+    assert set(change["metadata"]["annotations"]) == set(held["metadata"]["annotations"])
+    assert set(change["metadata"]["annotations"].values()) == {None}

@@ -110,3 +110,31 @@ def test_a_style_stays_taken_while_nobody_can_see_whether_its_job_is_there(
         api_server.clear_faults()
         wait_until(lambda: watch.backend.snapshot(name_of(first)))
         assert watch.lanes.enter(second, 2) == 2
+
+
+def test_a_job_whose_release_failed_is_not_started_beside_a_rerun_by_hand(
+    api_server: ApiServer, controller: JobController, receiver: Receiver
+) -> None:
+    """The claim to the style outlived its PATCH, and the rerun's name sorts behind the Job's."""
+    job, rerun = new_job(receiver), new_job(receiver, "rerun")
+    hold(job, 1)
+    rerun["metadata"]["name"] = "rerun-42"
+    with watching(api_server.client(), api_server.namespace) as watch:
+        fault = api_server.inject(
+            Fault(503, verb="patch", resource="jobs", name=name_of(job), containing=b"suspend", times=99)
+        )
+        watch.backend.create(job)
+        wait_until(lambda: fault.hits > 0, what="its release fails")
+        batch_api(api_server).create_namespaced_job(api_server.namespace, rerun)
+        controller.start_pod("rerun-42")
+        wait_told(receiver, "processing")
+        api_server.clear_faults()
+        watch.relay.changed(name_of(job))
+        # By the time that a Job which came later is through, this one has been looked at.
+        later = new_job(receiver, "later", 43)
+        watch.backend.create(later)
+        controller.finish(name_of(later), 0, RESULT)
+        wait_told(receiver, "processing", "completed", style=43)
+        assert (api_server.get("jobs", name_of(job)) or {})["spec"]["suspend"] is True
+        controller.finish("rerun-42", 0, RESULT)
+        api_server.wait_for(lambda: not (api_server.get("jobs", name_of(job)) or {})["spec"]["suspend"])

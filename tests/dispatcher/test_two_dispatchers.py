@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from job_contract import names
-from tests.dispatcher.cluster import told
+from tests.dispatcher.cluster import RESULT, batch_api, name_of, new_job, told, watching
 from tests.dispatcher.process import Dispatcher
 from tests.dispatcher.support import Amqp, message, wait_until
-from tests.parts.api_server import ApiServer
+from tests.parts.api_server import ApiServer, Fault
 from tests.parts.job_controller import JobController, Run
 from tests.parts.receiver import Receiver
 
@@ -113,3 +113,36 @@ def test_one_of_two_dispatchers_relays_and_the_other_takes_over(
     assert pair.second.stop() == 0
     identities = [patch.headers["webhook-id"] for patch in receiver.patches]
     assert len(identities) == len(set(identities)) == 40
+
+
+def test_no_end_is_told_by_a_dispatcher_that_lost_the_lease_while_it_wrote_on_the_job(
+    api_server: ApiServer, controller: JobController, receiver: Receiver
+) -> None:
+    """The hold was asked for once, and a slow API server then used it up before the PATCH."""
+    job = new_job(receiver)
+    api_server.inject(Fault(500, verb="patch", resource="jobs", containing=b"relayed-processing"))
+    batch_api(api_server).create_namespaced_job(api_server.namespace, job)
+    controller.finish(name_of(job), 0, RESULT)
+    # The second time that `processing` is written on the Job takes longer than the hold lasts.
+    with watching(
+        api_server.client(), api_server.namespace, may_relay=lambda: api_server.count("patch", "jobs") < 2
+    ):
+        wait_until(lambda: api_server.count("patch", "jobs") == 2)
+    assert told(receiver) == ["processing"]
+
+
+def test_no_progress_is_told_by_a_dispatcher_that_lost_the_lease_while_it_read_the_log(
+    api_server: ApiServer, controller: JobController, receiver: Receiver
+) -> None:
+    """Whoever has it then may have told the end already."""
+    job = new_job(receiver)
+    batch_api(api_server).create_namespaced_job(api_server.namespace, job)
+    api_server.write_log(controller.start_pod(name_of(job)), "epoch 1/100  loss 0.5  ETA 0:01:30\n")
+    with watching(
+        api_server.client(),
+        api_server.namespace,
+        progress=0.05,
+        may_relay=lambda: api_server.count("get", "pods/log") == 0,
+    ):
+        wait_until(lambda: api_server.count("get", "pods/log") > 0)
+    assert [patch.status for patch in receiver.patches] == ["processing"]

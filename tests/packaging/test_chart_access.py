@@ -102,8 +102,13 @@ def test_the_role_is_for_our_own_lease_and_no_other(api_server: ApiServer) -> No
     assert missing_permissions(api, namespace, lease="another") == ["get leases", "update leases"]
 
 
-def test_an_uninstall_can_take_the_finalizer_off(api_server: ApiServer, tmp_path: Path) -> None:
-    """Without it, Jobs that are left cannot be deleted, nor their namespace."""
+def test_an_uninstall_can_take_the_finalizer_off_and_delete_the_lease(
+    api_server: ApiServer, tmp_path: Path
+) -> None:
+    """Without it, Jobs that are left cannot be deleted, nor their namespace; and the next install waits."""
+    leases = client.CoordinationV1Api(api_server.client(admin=True))
+    for name in ("lora-trainer", "another"):
+        leases.create_namespaced_lease(api_server.namespace, {"metadata": {"name": name}})
     client.BatchV1Api(api_server.client(admin=True)).create_namespaced_job(api_server.namespace, JOB)
     api_server.rules = _rules("lora-trainer-release-jobs")
     hook = find(MANIFESTS, "Job", "lora-trainer-release-jobs")["spec"]["template"]["spec"]["containers"][0]
@@ -126,6 +131,7 @@ def test_an_uninstall_can_take_the_finalizer_off(api_server: ApiServer, tmp_path
     assert job is not None
     assert names.FINALIZER not in job["metadata"].get("finalizers", [])
     assert "deletionTimestamp" not in job["metadata"]  # a training that runs goes on
+    assert [lease["metadata"]["name"] for lease in api_server.all("leases")] == ["another"]
     assert _used(api_server) == _granted(api_server.rules)
 
 

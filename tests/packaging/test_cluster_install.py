@@ -201,6 +201,7 @@ def test_an_uninstall_during_a_training_leaves_nothing_that_cannot_be_deleted(
     assert [item["metadata"]["name"] for item in pods.pods(job)] != []  # it trains on
     accounts = cluster.core.list_namespaced_service_account(cluster.namespace).items
     assert [account.metadata.name for account in accounts] == ["default"]
+    assert client.CoordinationV1Api(cluster.api).list_namespaced_lease(cluster.namespace).items == []
     cluster.core.delete_namespace(cluster.namespace)
     wait_for(lambda: not cluster.exists(), 120, "the namespace is gone")
 

@@ -66,3 +66,20 @@ def test_only_the_claim_of_the_models_outlives_an_uninstall(values: dict[str, An
     models = values.get("models", {})
     expected = models.get("keep", True) and not models.get("existingClaim")
     assert kept == ([("PersistentVolumeClaim", "lora-trainer-models")] if expected else [])
+
+
+def test_the_next_install_does_not_wait_for_the_lease_of_the_last_one() -> None:
+    """The dispatcher's Role is deleted before it can hand the Lease back, and it runs for 45 seconds."""
+    manifests = render(LEAST, "other")
+    names = []
+    for kind, name in (("Deployment", "other-lora-trainer"), ("Job", "other-lora-trainer-release-jobs")):
+        [container] = find(manifests, kind, name)["spec"]["template"]["spec"]["containers"]
+        names += [entry["value"] for entry in container["env"] if entry["name"] == "LEASE_NAME"]
+    assert container["args"] == ["release", "--lease"]
+    assert names == ["other-lora-trainer"] * 2
+    [rule] = [
+        rule
+        for rule in find(manifests, "Role", "other-lora-trainer-release-jobs")["rules"]
+        if rule["resources"] == ["leases"]
+    ]
+    assert (rule["verbs"], rule["resourceNames"]) == (["delete"], names[:1])
