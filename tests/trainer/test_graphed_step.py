@@ -118,6 +118,7 @@ def test_recording_that_goes_on_with_its_first_batch_is_not_trusted(
 
         return replay, result
 
+    caplog.set_level(logging.WARNING, "trainer.graphed_step")
     rig = Rig(tiny_base)
     rig.training(gradient_step=graphed(rig, record)).train()
     assert_same_training(rig, trained(tiny_base))
@@ -137,6 +138,7 @@ def test_failed_recording_leaves_the_training_as_it_was(
         function()  # which adds to the gradients
         raise error
 
+    caplog.set_level(logging.WARNING, "trainer.graphed_step")
     rig = trained(tiny_base, record, num_epochs=3)
     assert_same_training(rig, trained(tiny_base, num_epochs=3))
     assert not rig.parts.unet.is_gradient_checkpointing
@@ -215,6 +217,7 @@ def test_memory_that_a_recording_takes_from_the_eager_step_costs_the_recording(
 ) -> None:
     """Its pool holds a step's activations: beside it there may be no room for the comparison, or for a batch
     of another size. Without it there is, so nothing is made smaller for that."""
+    caplog.set_level(logging.WARNING, "trainer.graphed_step")
     rig = Rig(tiny_base, num_epochs=3, batch_size=batch_size)
     memory = CrowdedMemory(rig, full_at)
     step = GraphedStep(memory, rig.parts.adapter.gradients, memory.record)
