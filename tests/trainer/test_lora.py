@@ -37,7 +37,7 @@ def attention() -> nn.Module:
 
 
 def test_result_and_gradients_equal_those_of_peft(attention: nn.Module) -> None:
-    theirs = copy.deepcopy(attention)
+    theirs = copy.deepcopy(attention.double())
     config = LoraConfig(r=4, lora_alpha=32, target_modules=list(TARGET_MODULES))
     inject_adapter_in_model(config, theirs)
     adapter = attach_lora(attention, rank=4, alpha=32, seed=1)
@@ -48,7 +48,7 @@ def test_result_and_gradients_equal_those_of_peft(attention: nn.Module) -> None:
             if "lora_" in name:
                 parameters[name].copy_(parameter)
 
-    x, text = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
+    x, text = torch.randn(2, 5, 8).double(), torch.randn(2, 3, 6).double()
     ours, expected = attention(x, text), theirs(x, text)
     torch.testing.assert_close(ours, expected)
     adapter.add_gradients(ours.square().sum())

@@ -1,7 +1,8 @@
 """LoRA on the UNet's attention: peft's layers with a leaner forward, and their weights in one flat buffer.
 
-A step on a frozen UNet is hundreds of small kernels. peft's own forward casts the input of each of the
-128 layers to float32 and back, and adds and scales in kernels of their own; here one addmm does it.
+A step on a frozen UNet is thousands of small kernels. peft's own forward casts the input of each of the 128
+layers to float32 and back, and adds and scales in kernels of their own; autograd's backward does so again.
+Here nothing is computed but matrix products, and those add and scale by themselves.
 """
 
 from collections.abc import Iterator
@@ -23,14 +24,45 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]  # peft ships no types
 
     def forward(self, x: Tensor, *_args: Any, **_options: Any) -> Tensor:
         """Return [..., out] for x [..., in], in the dtype of x, which is that of all the weights."""
-        result: Tensor = self.base_layer(x)
+        base = self.base_layer
         if self.disable_adapters:
-            return result
-        hidden = F.linear(x, self.lora_A[_ADAPTER].weight)
-        up = self.lora_B[_ADAPTER].weight
-        return torch.addmm(
-            result.flatten(0, -2), hidden.flatten(0, -2), up.t(), alpha=self.scaling[_ADAPTER]
-        ).view_as(result)
+            bare: Tensor = base(x)
+            return bare
+        down, up = self.lora_A[_ADAPTER].weight, self.lora_B[_ADAPTER].weight
+        result: Tensor = _LinearWithLora.apply(
+            x.flatten(0, -2), base.weight, base.bias, down, up, self.scaling[_ADAPTER]
+        )
+        return result.unflatten(0, x.shape[:-1])
+
+
+class _LinearWithLora(torch.autograd.Function):
+    """W x + b + scaling * B (A x), of which W and b are frozen.
+
+    x is [N, in], W [out, in], b [out] or None, A [rank, in], B [out, rank].
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, scaling: float
+    ) -> Tensor:
+        hidden = x @ down.t()
+        ctx.save_for_backward(x, weight, down, up, hidden)
+        ctx.scaling = scaling
+        return F.linear(x, weight, bias).addmm_(hidden, up.t(), alpha=scaling)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        x, weight, down, up, hidden = ctx.saved_tensors
+        of_hidden = _product(gradient, up, ctx.scaling)
+        of_x = (gradient @ weight).addmm_(of_hidden, down) if ctx.needs_input_grad[0] else None
+        of_up = _product(gradient.t(), hidden, ctx.scaling)
+        return of_x, None, None, of_hidden.t() @ x, of_up, None
+
+
+def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
+    """Return factor * a b by the product's own kernel."""
+    return torch.addmm(a.new_empty(()), a, b, beta=0, alpha=factor)
 
 
 @dataclass(frozen=True)
