@@ -29,10 +29,10 @@ class LeanLoraLinear(PeftLinear):  # type: ignore[misc]  # peft ships no types
             bare: Tensor = base(x)
             return bare
         down, up = self.lora_A[_ADAPTER].weight, self.lora_B[_ADAPTER].weight
-        result: Tensor = _LinearWithLora.apply(
+        result: Tensor = _LinearWithLora.apply(  # type: ignore[no-untyped-call]  # torch's
             x.flatten(0, -2), base.weight, base.bias, down, up, self.scaling[_ADAPTER]
         )
-        return result.unflatten(0, x.shape[:-1])
+        return result.view(*x.shape[:-1], -1)
 
 
 class _LinearWithLora(torch.autograd.Function):
