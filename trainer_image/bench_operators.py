@@ -13,7 +13,7 @@ _NO_KERNEL_NAMES: Final = """
     alias as_strided as_strided_ chunk contiguous detach detach_ dropout empty empty_like empty_strided
     expand expand_as flatten is_nonzero item lift_fresh _local_scalar_dense narrow new_empty _nnpack_available
     permute reshape _reshape_alias resize_ resolve_conj resolve_neg result_type select set_ slice split
-    squeeze t to transpose unbind unflatten _unsafe_view unsqueeze view view_as
+    split_with_sizes squeeze t to transpose unbind unflatten _unsafe_view unsqueeze view view_as
 """
 _NO_KERNEL: Final = frozenset(_NO_KERNEL_NAMES.split())
 _WAIT: Final = "aten::_local_scalar_dense"

@@ -13,7 +13,7 @@ from trainer.checkpoint import Checkpoint
 from trainer.examples import Examples, Latents
 from trainer.gradient_step import GradientStep
 from trainer.interrupt import Interrupt
-from trainer.lora import attach_lora
+from trainer.lora import Adapter, attach_lora
 from trainer.metrics import EpochMetrics
 from trainer.objective import make_objective
 from trainer.optimizer import AdapterOptimizer
@@ -24,6 +24,11 @@ from trainer.settings import TrainerSettings
 from trainer.training import Training
 
 IMAGES = 4
+
+
+def randomize(adapter: Adapter, std: float) -> None:
+    """Give the layers weights of which none is zero."""
+    adapter.weights.normal_(std=std, generator=torch.Generator().manual_seed(0)).mul_(adapter.used)
 
 
 class Rig:

@@ -1,115 +1,164 @@
-"""The lean LoRA layer computes what peft's does, and the weights that are trained are float32."""
+"""The lean LoRA layers compute what peft's do, and the weights that are trained are float32."""
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
 from torch import Tensor, nn
 
+from tests.trainer.rig import randomize
 from trainer.base_model import load_unet
-from trainer.lora import TARGET_MODULES, LeanLoraLinear, attach_lora
+from trainer.lora import TARGET_MODULES, Adapter, attach_lora
 from trainer.optimizer import AdapterOptimizer
+from trainer.projection import LeanLoraLinear
 
 
-class Attention(nn.Module):
-    """Four projections named as a diffusers attention names them; one takes a bias."""
+class Block(nn.Module):
+    """Self-attention and cross-attention as SD 1.5 has them, and a layer that gets no LoRA."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.to_q = nn.Linear(8, 8, bias=False)
-        self.to_k = nn.Linear(6, 8, bias=False)
-        self.to_v = nn.Linear(6, 8, bias=False)
-        self.to_out = nn.ModuleList([nn.Linear(8, 8), nn.Identity()])
+        self.attn1 = Attention(query_dim=8, heads=2, dim_head=4)
+        self.attn2 = Attention(query_dim=8, cross_attention_dim=6, heads=2, dim_head=4)
         self.other = nn.Linear(8, 8)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        mixed = self.to_q(x) * (self.to_k(text) + self.to_v(text)).mean(dim=1, keepdim=True)
-        out: Tensor = self.to_out[0](mixed)
+        x = x + self.attn1(x)
+        out: Tensor = self.other(x + self.attn2(x, text))
         return out
 
 
 @pytest.fixture
-def attention() -> nn.Module:
+def block() -> Block:
     torch.manual_seed(0)
-    return Attention().requires_grad_(False)
+    return Block().requires_grad_(False)
 
 
-def test_result_and_gradients_equal_those_of_peft(attention: nn.Module) -> None:
-    theirs = copy.deepcopy(attention.double())
-    config = LoraConfig(r=4, lora_alpha=32, target_modules=list(TARGET_MODULES))
-    inject_adapter_in_model(config, theirs)
-    adapter = attach_lora(attention, rank=4, alpha=32, seed=1)
-    adapter.weights.normal_(generator=torch.Generator().manual_seed(2))
-    parameters = dict(theirs.named_parameters())
-    with torch.no_grad():
-        for name, parameter in attention.named_parameters():
-            if "lora_" in name:
-                parameters[name].copy_(parameter)
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """Return what a block takes: x [2, 5, 8] and text [2, 3, 6]."""
+    numbers = torch.randn(116, generator=torch.Generator().manual_seed(1)).to(dtype)
+    x, text = torch.split(numbers, [80, 36])
+    return x.view(2, 5, 8), text.view(2, 3, 6)
 
-    x, text = torch.randn(2, 5, 8).double(), torch.randn(2, 3, 6).double()
-    ours, expected = attention(x, text), theirs(x, text)
+
+def with_peft(block: nn.Module) -> nn.Module:
+    """Return a copy of block with peft's own layers."""
+    theirs = copy.deepcopy(block)
+    inject_adapter_in_model(LoraConfig(r=4, lora_alpha=32, target_modules=list(TARGET_MODULES)), theirs)
+    return theirs
+
+
+def copy_weights(adapter: Adapter, theirs: nn.Module) -> None:
+    for name, (down, up) in adapter.split(adapter.weights).items():
+        theirs.get_parameter(f"{name}.lora_A.default.weight").data.copy_(down)
+        theirs.get_parameter(f"{name}.lora_B.default.weight").data.copy_(up)
+
+
+def assert_same_gradients(adapter: Adapter, theirs: nn.Module) -> None:
+    for name, (down, up) in adapter.split(adapter.gradients).items():
+        torch.testing.assert_close(down, theirs.get_parameter(f"{name}.lora_A.default.weight").grad)
+        torch.testing.assert_close(up, theirs.get_parameter(f"{name}.lora_B.default.weight").grad)
+
+
+def test_result_and_gradients_equal_those_of_peft(block: Block) -> None:
+    theirs = with_peft(block.double())
+    adapter = attach_lora(block, rank=4, alpha=32, seed=1)
+    randomize(adapter, std=0.3)
+    copy_weights(adapter, theirs)
+
+    x, text = inputs(torch.float64)
+    ours, expected = block(x, text), theirs(x, text)
     torch.testing.assert_close(ours, expected)
     adapter.add_gradients(ours.square().sum())
     expected.square().sum().backward()
-    for name, (down, up) in adapter.split(adapter.gradients).items():
-        torch.testing.assert_close(down, parameters[f"{name}.lora_A.default.weight"].grad)
-        torch.testing.assert_close(up, parameters[f"{name}.lora_B.default.weight"].grad)
+    assert_same_gradients(adapter, theirs)
 
 
-def test_gradients_of_a_second_part_are_added(attention: nn.Module) -> None:
-    adapter = attach_lora(attention, rank=4, alpha=32, seed=1)
-    x, text = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
-    adapter.add_gradients(attention(x, text).square().sum())
+def test_unet_and_its_gradients_equal_those_of_diffusers_and_peft(tiny_base: Path) -> None:
+    theirs: Any = with_peft(load_unet(tiny_base, torch.float32).double())
+    unet: Any = load_unet(tiny_base, torch.float32).double()
+    adapter = attach_lora(unet, rank=4, alpha=32, seed=1)
+    randomize(adapter, std=0.05)
+    copy_weights(adapter, theirs)
+
+    generator = torch.Generator().manual_seed(2)
+    latents, texts = (torch.randn(2, *size, generator=generator).double() for size in ((4, 8, 16), (77, 32)))
+    ours, expected = (one(latents, torch.tensor([3, 600]), texts).sample for one in (unet, theirs))
+    torch.testing.assert_close(ours, expected)
+    adapter.add_gradients(ours.square().mean())
+    expected.square().mean().backward()
+    assert_same_gradients(adapter, theirs)
+
+
+def test_gradients_of_a_second_part_are_added(block: Block) -> None:
+    adapter = attach_lora(block, rank=4, alpha=32, seed=1)
+    adapter.add_gradients(block(*inputs()).square().sum())
     once = adapter.gradients.clone()
-    adapter.add_gradients(attention(x, text).square().sum())
+    adapter.add_gradients(block(*inputs()).square().sum())
     torch.testing.assert_close(adapter.gradients, 2 * once)
     assert once.any()
 
 
-def test_result_is_the_base_plus_eight_times_b_a_x() -> None:
-    attention = Attention().requires_grad_(False)
-    adapter = attach_lora(attention, rank=4, alpha=32, seed=1)
-    down, up = adapter.split(adapter.weights)["to_q"]
+def test_no_layer_leaks_into_another_that_shares_its_input(block: Block) -> None:
+    """Beside the diagonal lies what no layer has: trained, it would be in no file."""
+    adapter = attach_lora(block, rank=4, alpha=32, seed=1)
+    optimizer = AdapterOptimizer(adapter, [1e-2] * 5, weight_decay=0.01, max_grad_norm=1.0)
+    for _ in range(5):
+        adapter.add_gradients(block(*inputs()).square().sum())
+        optimizer.step()
+    trained = sum(down.numel() + up.numel() for down, up in adapter.split(adapter.weights).values())
+    assert adapter.used.sum() == trained < adapter.weights.numel()
+    assert optimizer.master[adapter.used == 1].all()
+    assert not optimizer.master[adapter.used == 0].any()
+
+
+def test_result_is_the_base_plus_eight_times_b_a_x(block: Block) -> None:
+    bare = copy.deepcopy(block.attn1.to_k)
+    adapter = attach_lora(block, rank=4, alpha=32, seed=1)
+    down, up = adapter.split(adapter.weights)["attn1.to_k"]
     down.fill_(0.5)
     up.fill_(2.0)
     x = torch.ones(1, 1, 8)
-    layer = adapter.layers["to_q"]
     # B A x is 4 ranks of 2.0 times 8 inputs of 0.5; times 32 / 4.
-    torch.testing.assert_close(layer(x) - layer.base_layer(x), torch.full((1, 1, 8), 8 * 4 * 2.0 * (8 * 0.5)))
+    expected = torch.full((1, 1, 8), 8 * 4 * 2.0 * (8 * 0.5))
+    torch.testing.assert_close(adapter.layers["attn1.to_k"](x) - bare(x), expected)
 
 
-def test_untrained_adapter_changes_nothing(attention: nn.Module) -> None:
-    x, text = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
-    before = attention(x, text)
-    attach_lora(attention, rank=4, alpha=32, seed=1)
-    assert torch.equal(attention(x, text), before)
+def test_untrained_adapter_changes_nothing(block: Block) -> None:
+    before = block(*inputs())
+    attach_lora(block, rank=4, alpha=32, seed=1)
+    torch.testing.assert_close(block(*inputs()), before)
 
 
-def test_disabled_adapter_leaves_the_bare_base_and_comes_back(attention: nn.Module) -> None:
-    x, text = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
-    before = attention(x, text)
-    adapter = attach_lora(attention, rank=4, alpha=32, seed=1)
-    adapter.weights.fill_(0.1)
+def test_disabled_adapter_leaves_the_bare_base_and_comes_back(block: Block) -> None:
+    before = block(*inputs())
+    adapter = attach_lora(block, rank=4, alpha=32, seed=1)
+    randomize(adapter, std=0.5)
     adapter.enable(enabled=False)
-    assert torch.equal(attention(x, text), before)
+    torch.testing.assert_close(block(*inputs()), before)
     adapter.enable(enabled=True)
-    assert not torch.allclose(attention(x, text), before)
-    assert all(part.requires_grad for name, part in attention.named_parameters() if "lora_" in name)
+    assert not torch.allclose(block(*inputs()), before)
 
 
-def test_state_dict_is_one_that_peft_knows(attention: nn.Module) -> None:
-    adapter = attach_lora(attention, rank=4, alpha=32, seed=1)
-    state = get_peft_model_state_dict(attention, adapter_name="default")
+def test_state_dict_is_one_that_peft_knows(block: Block) -> None:
+    adapter = attach_lora(block, rank=4, alpha=32, seed=1)
+    randomize(adapter, std=0.5)
+    state = get_peft_model_state_dict(block, adapter_name="default")
     assert set(state) == {f"{name}.lora_{part}.weight" for name in adapter.layers for part in "AB"}
+    for name, (down, up) in adapter.split(adapter.weights).items():
+        assert torch.equal(state[f"{name}.lora_A.weight"], down)
+        assert torch.equal(state[f"{name}.lora_B.weight"], up)
 
 
-def test_initial_weights_follow_from_the_seed_alone(attention: nn.Module) -> None:
-    first = attach_lora(copy.deepcopy(attention), rank=4, alpha=32, seed=1)
+def test_initial_weights_follow_from_the_seed_alone(block: Block) -> None:
+    first = attach_lora(copy.deepcopy(block), rank=4, alpha=32, seed=1)
     torch.manual_seed(99)
-    second = attach_lora(copy.deepcopy(attention), rank=4, alpha=32, seed=1)
-    other = attach_lora(copy.deepcopy(attention), rank=4, alpha=32, seed=2)
+    second = attach_lora(copy.deepcopy(block), rank=4, alpha=32, seed=1)
+    other = attach_lora(copy.deepcopy(block), rank=4, alpha=32, seed=2)
     assert torch.equal(first.weights, second.weights)
     assert not torch.equal(first.weights, other.weights)
 
@@ -121,16 +170,15 @@ def test_sd15_gets_128_layers_and_nothing_else_trains(tiny_base: Path) -> None:
     assert all(isinstance(layer, LeanLoraLinear) for layer in adapter.layers.values())
     trained = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
     assert trained == {f"{name}.lora_{part}.default.weight" for name in adapter.layers for part in "AB"}
-    assert sum(unet.get_parameter(name).numel() for name in trained) == adapter.weights.numel()
+    assert sum(unet.get_parameter(name).numel() for name in trained) == adapter.used.sum()
 
 
-def test_half_precision_base_keeps_float32_weights_in_the_optimizer(attention: nn.Module) -> None:
+def test_half_precision_base_keeps_float32_weights_in_the_optimizer(block: Block) -> None:
     """Adapters in the base's dtype: "Attempting to unscale FP16 gradients" (failure 1)."""
-    adapter = attach_lora(attention.half(), rank=4, alpha=32, seed=1)
+    adapter = attach_lora(block.half(), rank=4, alpha=32, seed=1)
     optimizer = AdapterOptimizer(adapter, [1e-4] * 3, weight_decay=0.01, max_grad_norm=1.0)
-    x, text = torch.randn(2, 5, 8).half(), torch.randn(2, 3, 6).half()
     before = optimizer.master.detach().clone()
-    adapter.add_gradients(optimizer.scale(attention(x, text).float().square().mean()))
+    adapter.add_gradients(optimizer.scale(block(*inputs(torch.float16)).float().square().mean()))
     optimizer.step()
     tensors = optimizer.tensors()
     assert {tensors[name].dtype for name in ("master", "exp_avg", "exp_avg_sq")} == {torch.float32}

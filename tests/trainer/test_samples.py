@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.trainer.rig import randomize
 from trainer.base_model import load_unet
 from trainer.lora import Adapter, attach_lora
 from trainer.samples import Sampler, compose, save_row
@@ -33,7 +34,7 @@ def sampler(unet: Any, adapter: Adapter, tiny_base: Path) -> Sampler:
 def test_before_and_after_differ_by_the_adapter_alone(sampler: Sampler, adapter: Adapter) -> None:
     untrained = [picture.tobytes() for picture in sampler.draw(trained=True)]
     assert [picture.tobytes() for picture in sampler.draw(trained=False)] == untrained
-    adapter.weights.normal_(std=0.1)
+    randomize(adapter, std=0.1)
     assert [picture.tobytes() for picture in sampler.draw(trained=False)] == untrained
     assert [picture.tobytes() for picture in sampler.draw(trained=True)] != untrained
     assert untrained[0] != untrained[1]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.rig import IMAGES, Rig
+from tests.trainer.rig import IMAGES, Rig, randomize
 from trainer.errors import OutOfMemoryError, TrainingError
 from trainer.processes import ProcessGroup
 from trainer.training import Training
@@ -106,7 +106,7 @@ def test_gradients_of_parts_of_a_batch_add_up_to_those_of_the_batch(tiny_base: P
             gradients.zero_()
         return total
 
-    rig.parts.adapter.weights.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    randomize(rig.parts.adapter, std=0.1)
     whole = gradients_of(1)
     assert whole.abs().max() > 0
     for size in (2, 3, 4):

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from trainer.attention import LeanAttention
 from trainer.base_model import load_noise_scheduler
 from trainer.device import Device
 from trainer.examples import Examples
@@ -42,7 +41,6 @@ def put_together(plan: TrainingPlan, unet: Any, examples: Examples, base: Path, 
     """Attach the adapter to the UNet on its device, and make optimizer and objective for it."""
     if device.is_cuda:
         unet.to(memory_format=torch.channels_last)  # what cuDNN's half-precision convolutions want
-    unet.set_attn_processor(LeanAttention())
     adapter = attach_lora(unet, rank=plan.lora_rank, alpha=plan.lora_alpha, seed=plan.seed)
     rates = learning_rates(
         plan.learning_rate,
