@@ -94,8 +94,10 @@ def _train(
         every_epochs=settings.sample_every_epochs,
     )
     metrics = MetricsFile(folder.metrics)
-    # Other pictures under the same names are another training, too.
-    full_fingerprint = sha256(f"{fingerprint}{parts.examples.fingerprint}".encode()).hexdigest()
+    # Other pictures under the same names are another training, too; and a flat tensor of another size, as an
+    # older trainer had it, is no checkpoint of ours.
+    what = f"{fingerprint}{parts.examples.fingerprint}{parts.adapter.weights.numel()}"
+    full_fingerprint = sha256(what.encode()).hexdigest()
     checkpoint = _newest_checkpoint(folder, metrics, full_fingerprint)
     training = Training(
         parts,
