@@ -4,7 +4,7 @@ At batch 1 a fast GPU waits for the CPU's launches. A graph records them once an
 after PyTorch's recipe (CUDA semantics, "Whole-network capture"): buffers that stay, a warm-up on a stream of
 its own, gradients that are zeroed in place; weights and the scaler's factor change in place too, and nothing
 is autocast. What it gains has not been measured on a GPU yet, so it is not trusted either: the gradients of
-the first steps are compared with those of the eager step, and whatever goes wrong, that one goes on.
+its first repetition are compared with those of the eager step, and whatever goes wrong, that one goes on.
 """
 
 import logging
@@ -25,7 +25,7 @@ Recorder = Callable[[Callable[[], Tensor]], tuple[Callable[[], None], Tensor]]
 """Records a function of the device; returns what repeats it, and the result that every repetition fills."""
 
 MIN_STEPS: Final = 100
-"""Warm-up, recording and comparison are the work of some six steps. An estimate: the gain is not measured."""
+"""Warm-up, recording and comparison are the work of some five steps. An estimate: not measured."""
 _WARM_UPS: Final = 3
 _TOLERANCE: Final = 1e-2
 """Of the gradients' norm. Half precision and the order of sums in backward differ by some thousandths."""
@@ -45,9 +45,9 @@ class GraphedStep:
     """A gradient step for one shape of micro-batch; others are left to eager.
 
     That is the first shape that comes twice when none with more images has come: an epoch's last batch, which
-    may be smaller, comes twice only after all the others. Its first micro-batch is taken eagerly. When the
-    second comes, the step is recorded with the first and repeated with the second, and only if that adds up
-    to the gradients of the eager step it is repeated from then on.
+    may be smaller, comes twice only after all the others. When it comes the second time, the eager step is
+    taken; then the step is recorded with the first micro-batch and repeated with the second, and only if that
+    adds up to the eager step's gradients it is repeated from then on.
 
     Args:
         eager: does the work, and is what is recorded.
@@ -66,19 +66,51 @@ class GraphedStep:
     def __call__(self, batch: MicroBatch, divisor: int) -> Tensor:
         """Take the step; the result that is returned holds until the next call."""
         kind = (batch.latents.shape, divisor)
-        if not self._recording and not self._refused:
-            if kind not in self._waiting:
-                self._waiting[kind] = batch
-            elif all(kind[0][0] >= shape[0] for shape, _ in self._waiting):
-                self._try(lambda: self._capture(kind))
-        if not self._recording:
+        if self._recording:
+            same = self._recording.kind == kind
+            return self._recording.repeat(batch) if same else self._beside_recording(batch, divisor)
+        if self._refused or not self._comes_again(kind, batch):
             return self._eager(batch, divisor)
-        if self._recording.kind == kind and self._recording.trusted:
-            return self._recording.repeat(batch)
+        held = self._gradients.clone()
+        self._gradients.zero_()
+        loss = self._eager(batch, divisor)
+        expected = self._gradients.clone()
+        # Where the scaler's factor was too large there is nothing to compare: the next step will show.
+        if bool(torch.isfinite(expected).all()):
+            try:
+                self._try_recording(kind, batch, expected)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                self._refuse(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", error)
+        torch.add(held, expected, out=self._gradients)
+        return loss
+
+    def _comes_again(self, kind: _Kind, batch: MicroBatch) -> bool:
+        if kind not in self._waiting:
+            self._waiting[kind] = batch
+            return False
+        return all(kind[0][0] >= shape[0] for shape, _ in self._waiting)
+
+    def _try_recording(self, kind: _Kind, batch: MicroBatch, expected: Tensor) -> None:
+        # With the first micro-batch, so that a recording that never reads its buffers gives itself away.
+        buffers, eager = self._waiting[kind].clone(), self._eager
+        self._waiting.clear()
+        replay, loss = self._record(lambda: eager(buffers, kind[1]))  # without self: that'd be a cycle
+        recording = _Recording(kind, buffers, replay, loss)
+        self._gradients.zero_()
+        recording.repeat(batch)
+        difference = relative_difference(expected, self._gradients)
+        if difference <= _TOLERANCE:
+            self._recording = recording
+            logger.info(
+                "The steps run as a CUDA graph from now on (its gradients are %s the eager step's).",
+                f"within {difference:.0e} of" if difference else "exactly",
+            )
+        else:
+            self._refuse("its gradients are not those of the eager step")
+
+    def _beside_recording(self, batch: MicroBatch, divisor: int) -> Tensor:
         held = self._gradients.clone()
         try:
-            if self._recording.kind == kind:
-                return self._compare(self._recording, batch, divisor, held)
             return self._eager(batch, divisor)
         except torch.OutOfMemoryError as error:
             self._refuse("the eager step needs the memory that it holds", error)
@@ -86,37 +118,6 @@ class GraphedStep:
         self._gradients.copy_(held)
         torch.cuda.empty_cache()
         return self._eager(batch, divisor)
-
-    def _capture(self, kind: _Kind) -> None:
-        held, buffers, eager = self._gradients.clone(), self._waiting[kind].clone(), self._eager
-        self._waiting.clear()
-        try:
-            replay, loss = self._record(lambda: eager(buffers, kind[1]))  # without self: that'd be a cycle
-        finally:
-            self._gradients.copy_(held)
-        self._recording = _Recording(kind, buffers, replay, loss)
-
-    def _compare(self, recording: "_Recording", batch: MicroBatch, divisor: int, held: Tensor) -> Tensor:
-        self._gradients.zero_()
-        self._try(lambda: recording.repeat(batch))
-        repeated = self._gradients.clone()
-        self._gradients.zero_()
-        loss = self._eager(batch, divisor)
-        # Where the scaler's factor was too large there is nothing to compare: the next step will show.
-        if self._recording and bool(torch.isfinite(self._gradients).all()):
-            if same_gradients(self._gradients, repeated):
-                recording.trusted = True
-                logger.info("The steps run as a CUDA graph from now on.")
-            else:
-                self._refuse("its gradients are not those of the eager step")
-        self._gradients.add_(held)
-        return loss
-
-    def _try(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            self._refuse(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", error)
 
     def _refuse(self, reason: str, error: Exception | None = None) -> None:
         logger.warning("No CUDA graph is used, which costs speed only (%s).", reason, exc_info=error)
@@ -132,7 +133,6 @@ class _Recording:
     replay: Callable[[], None]
     loss: Tensor
     """Where a repetition leaves its result."""
-    trusted: bool = False
 
     def repeat(self, batch: MicroBatch) -> Tensor:
         for buffer, tensor in zip(self.buffers.tensors(), batch.tensors(), strict=True):
@@ -141,10 +141,10 @@ class _Recording:
         return self.loss
 
 
-def same_gradients(expected: Tensor, found: Tensor) -> bool:
-    """Return whether found is expected, to the tolerance of half precision; both [P]."""
-    difference = (found.float() - expected.float()).norm()
-    return bool(difference <= _TOLERANCE * expected.float().norm())
+def relative_difference(expected: Tensor, found: Tensor) -> float:
+    """Return the norm of found - expected over that of expected, both [P]."""
+    difference, norm = (found.float() - expected.float()).norm(), expected.float().norm()
+    return float(difference / norm.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def record_cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
@@ -164,20 +164,40 @@ def record_cuda_graph(function: Callable[[], Tensor]) -> tuple[Callable[[], None
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 result = function()
     except RuntimeError:
-        _abandon(pool)
+        _give_back(graph, pool)
         raise
     finally:
         caller.wait_stream(stream)
-    return graph.replay, result
+    return _within_two(graph), result
 
 
-def _abandon(pool: "torch.cuda._POOL_HANDLE") -> None:
-    """End what CUDAGraph.capture_end leaves begun when it fails.
+def _within_two(graph: torch.cuda.CUDAGraph) -> Callable[[], None]:
+    """Return what repeats graph when the last but one repetition is over.
 
-    The allocator would take every later allocation for one within a capture, in which it neither frees
-    cached memory nor tries again, and empty_cache() would fail.
+    A repetition is one launch, so the CPU could queue a whole epoch, which SIGTERM's checkpoint would have to
+    wait for. One repetition runs and one is queued: the device never waits.
     """
+    done = [torch.cuda.Event(blocking=True) for _ in range(2)]  # type: ignore[no-untyped-call]  # torch's
+
+    def repeat() -> None:
+        done.reverse()
+        done[0].synchronize()
+        graph.replay()
+        done[0].record()
+
+    return repeat
+
+
+def _give_back(graph: torch.cuda.CUDAGraph, pool: "torch.cuda._POOL_HANDLE") -> None:
+    """Give back what a failed capture holds: torch 2.13's graph does so only after one that came to its end.
+
+    The allocator could also take every later allocation for one within a capture, in which it neither frees
+    cached memory nor tries again (pytorch #190348).
+    """
+    with suppress(RuntimeError):
+        graph.pool()  # it has one only when its capture came to its end
+        return
     device = torch.cuda.current_device()
-    with suppress(RuntimeError):  # there is nothing to end: it failed before the capture, or after its end
-        torch._C._cuda_endAllocateToPool(device, pool)
-        torch._C._cuda_releasePool(device, pool)
+    for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+        with suppress(RuntimeError):  # nothing was begun, or it is ended already
+            end(device, pool)
