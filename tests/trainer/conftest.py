@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,12 +82,14 @@ class Workshop:
         failure = message if isinstance(message, TrainingFailure) else None
         return Outcome(code, result, failure, log)
 
-    def start(self, arguments: list[str], **environment: str) -> "subprocess.Popen[str]":
-        """Start a trainer as a process of its own."""
+    def start(
+        self, arguments: list[str], program: Sequence[str] = ("-m", "trainer"), **environment: str
+    ) -> "subprocess.Popen[str]":
+        """Start a trainer, or a program that does what it does, as a process of its own."""
         self.message.unlink(missing_ok=True)
         own = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
         return subprocess.Popen(
-            [sys.executable, "-m", "trainer", *arguments],
+            [sys.executable, *program, *arguments],
             env={**own, **self.environment, **environment},
             stderr=subprocess.PIPE,
             text=True,

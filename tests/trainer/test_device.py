@@ -1,9 +1,13 @@
 """What a device says of itself."""
 
+import os
+from collections.abc import Iterator
+
 import pytest
 import torch
 
-from trainer.device import Device
+from tests.trainer.conftest import Train, Workshop
+from trainer.device import Device, compute_deterministically
 
 
 def test_peak_memory_of_a_gpu_is_what_its_allocator_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -11,3 +15,40 @@ def test_peak_memory_of_a_gpu_is_what_its_allocator_holds(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 3000 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _device: 5000 * 2**20)
     assert Device(torch.device("cuda", 0), torch.float16, "GPU", 8192).peak_memory_mib() == 5000
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """As on a GPU by default, and afterwards as before."""
+    before = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    compute_deterministically()
+    yield
+    torch.set_deterministic_debug_mode("default")
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]  # it has it
+    if before is None:
+        del os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+
+@pytest.mark.usefixtures("deterministic")
+def test_training_needs_no_operator_that_has_no_deterministic_kind(train: Train, workshop: Workshop) -> None:
+    """torch refuses such an operator, most of them on CUDA only; and merely warned, attention takes none."""
+    outcome = train(workshop.request(), SAMPLE_PROMPTS='["a house"]', SAMPLE_STEPS="1")
+    assert outcome.code == 0, outcome.log
+    assert torch.get_deterministic_debug_mode() == 2
+    with pytest.raises(RuntimeError, match="deterministic"):
+        torch.zeros(2, 2).put_(torch.tensor([0]), torch.ones(1))
+
+
+def test_fault_of_the_gpu_is_said_as_one(
+    train: Train, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an error of the software nobody would look at the node."""
+
+    def fault(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr("trainer.parts.attach_lora", fault)
+    outcome = train(workshop.request())
+    assert outcome.failure is not None
+    assert outcome.failure.failure_code == "GPU_UNAVAILABLE"
+    assert "an illegal memory access was encountered); another node" in outcome.failure.failure_reason

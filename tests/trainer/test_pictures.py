@@ -80,7 +80,7 @@ def test_picture_that_proves_bad_while_the_hub_fails_is_what_is_said(
 
     monkeypatch.setattr("trainer.run.find_base", find_base)
     with pytest.raises(InvalidImageError):
-        _find_base(PLAN, find_device("no", require_cuda=False), ours)
+        _find_base(PLAN, find_device("no", require_cuda=False, deterministic=True), ours)
 
 
 def test_picture_that_proves_bad_while_the_unet_loads_ends_the_loading(
@@ -94,7 +94,7 @@ def test_picture_that_proves_bad_while_the_unet_loads_ends_the_loading(
     monkeypatch.setattr("trainer.preparation.load_unet", turn_bad)
     monkeypatch.setattr("trainer.preparation.load_vae", loaded.append)
     with pytest.raises(InvalidImageError):
-        prepare(ours, PLAN, [], tiny_base, find_device("no", require_cuda=False), Interrupt())
+        prepare(ours, PLAN, [], tiny_base, find_device("no", require_cuda=False, deterministic=True), Interrupt())
     assert not loaded
 
 

@@ -10,6 +10,18 @@ from safetensors.torch import load_file
 
 from tests.trainer.conftest import Workshop, wait_for_line
 
+IMPATIENT = """
+import os
+import sys
+from functools import partial
+import trainer.run
+from trainer.__main__ import main
+from trainer.workers import Workers
+trainer.run.Workers = partial(Workers, patience_seconds=1.0)
+os._exit(main(sys.argv[1:]))
+"""
+"""The trainer, which after a signal waits one second for itself to end, and not 15."""
+
 
 def test_two_processes_make_the_weights_of_one(workshop: Workshop) -> None:
     """The same global batch, divided; to the tolerance of sums in another order."""
@@ -56,7 +68,7 @@ def test_worker_that_fails_before_it_meets_the_others_ends_the_wait_and_is_named
     """The first process waits for it inside torch's C++ code, where a signal's handler cannot run."""
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     request = workshop.request(batch_size=2, num_epochs=400)
-    process = workshop.start(request, DEVICES="2", BASE_MODEL=str(base))
+    process = workshop.start(request, ("-c", IMPATIENT), DEVICES="2", BASE_MODEL=str(base))
     wait_for_line(process, "Encoding")  # the first process has its UNet
     (base / "unet/diffusion_pytorch_model.safetensors").unlink()
     _, log = process.communicate(timeout=60)
@@ -69,7 +81,8 @@ def test_worker_that_fails_before_it_meets_the_others_ends_the_wait_and_is_named
 
 def test_sigterm_ends_a_trainer_that_waits_for_a_stopped_worker(workshop: Workshop) -> None:
     """A collective waits in C++ for five minutes; the kubelet waits for 30 s, then nobody says why."""
-    process = workshop.start(workshop.request(batch_size=2, num_epochs=400), DEVICES="2")
+    request = workshop.request(batch_size=2, num_epochs=400)
+    process = workshop.start(request, ("-c", IMPATIENT), DEVICES="2")
     wait_for_line(process, "epoch 2/400")
     (worker,) = workers_of(process.pid)
     os.kill(worker, signal.SIGSTOP)

@@ -1,5 +1,6 @@
 """The device of a training: found, named and proven by an operation before anything is loaded."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +42,10 @@ class Device:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def find_device(mixed_precision: MixedPrecision, *, require_cuda: bool, index: int = 0) -> Device:
-    """Return the GPU number index where there is one, else the CPU.
+def find_device(
+    mixed_precision: MixedPrecision, *, require_cuda: bool, deterministic: bool, index: int = 0
+) -> Device:
+    """Return the GPU number index where there is one, else the CPU, which is deterministic anyway.
 
     Raises:
         NoGpuError: require_cuda is set and the machine has no GPU.
@@ -50,7 +53,7 @@ def find_device(mixed_precision: MixedPrecision, *, require_cuda: bool, index: i
         ConfigurationError: mixed_precision cannot be had on this device.
     """
     if torch.cuda.is_available():
-        return _cuda_device(mixed_precision, index)
+        return _cuda_device(mixed_precision, index, deterministic=deterministic)
     if any(Path("/dev").glob("nvidia[0-9]*")):
         raise GpuFaultError(
             "A GPU is attached but CUDA cannot use it; check the node's driver against CUDA "
@@ -67,15 +70,19 @@ def find_device(mixed_precision: MixedPrecision, *, require_cuda: bool, index: i
     return Device(torch.device("cpu"), dtype, f"CPU ({torch.get_num_threads()} threads)", None)
 
 
-def _cuda_device(mixed_precision: MixedPrecision, index: int) -> Device:
+def _cuda_device(mixed_precision: MixedPrecision, index: int, *, deterministic: bool) -> Device:
     device = torch.device("cuda", index)
+    # cuDNN builds a plan for every shape of attention, half a second each; the others' kernels are there.
+    torch.backends.cuda.enable_cudnn_sdp(enabled=False)
+    if deterministic:
+        compute_deterministically()
     try:
         torch.cuda.set_device(device)
         properties = torch.cuda.get_device_properties(device)
         ones = torch.ones(64, 64, device=device)
         total = (ones @ ones).sum().item()
     except (RuntimeError, AssertionError) as error:
-        raise GpuFaultError(f"The GPU does not work: {_first_line(error)}. Another node may do.") from error
+        raise GpuFaultError(f"The GPU does not work: {first_line(error)}. Another node may do.") from error
     if total != 64**3:
         raise GpuFaultError(
             f"The GPU computes wrongly: 64^3 came out as {total}. Take the node out of service."
@@ -86,5 +93,21 @@ def _cuda_device(mixed_precision: MixedPrecision, index: int) -> Device:
     return Device(device, dtypes[mixed_precision], properties.name, properties.total_memory // _MIB)
 
 
-def _first_line(error: BaseException) -> str:
+def compute_deterministically() -> None:
+    """Have every operator give the same bits for the same input, or fail; call it before the first product.
+
+    Attention's backward adds up in any order otherwise, and AdamW turns a gradient that is mere noise into a
+    step as long as any: a resumed training would part from the uninterrupted one.
+    """
+    # cuBLAS looks at it, and so does PyTorch, which refuses products without it; an H100's default anyway.
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    # What use_deterministic_algorithms(True) does, without the import of a compiler that is not used. Merely
+    # warned, attention would go on adding in any order.
+    torch.set_deterministic_debug_mode("error")
+    # It would cost a kernel for every new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it has it
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error of torch's says before its advice and its stack."""
     return str(error).strip().partition("\n")[0].rstrip(".")

@@ -16,6 +16,7 @@ from typing import Final
 import torch
 from torch import Size, Tensor
 
+from trainer.device import first_line
 from trainer.gradient_step import GradientStep, MicroBatch
 from trainer.settings import CudaGraphs
 
@@ -80,7 +81,7 @@ class GraphedStep:
             try:
                 self._try_recording(kind, batch, expected)
             except RuntimeError as error:  # torch.OutOfMemoryError is one
-                self._refuse(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}", error)
+                self._refuse(f"{type(error).__name__}: {first_line(error)}", error)
         torch.add(held, expected, out=self._gradients)
         return loss
 

@@ -14,8 +14,8 @@ import torch
 from job_contract.request import TrainingRequest
 from trainer.base_model import find_base
 from trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
-from trainer.device import Device, find_device
-from trainer.errors import OutOfMemoryError, TrainerError
+from trainer.device import Device, find_device, first_line
+from trainer.errors import GpuFaultError, OutOfMemoryError, TrainerError
 from trainer.export import TrainingFacts, export_weights
 from trainer.finished import FinishedTraining
 from trainer.finishing import Extras
@@ -54,8 +54,9 @@ def train_style(
         TrainerError: it ended badly; the error says how.
         StopRequested: a signal came; a checkpoint is saved if a step was done.
     """
-    with _out_of_memory_explained():
-        device = find_device(settings.mixed_precision, require_cuda=settings.require_cuda)
+    with _device_failures_explained():
+        find = partial(find_device, settings.mixed_precision, deterministic=settings.deterministic)
+        device = find(require_cuda=settings.require_cuda)
         count = _process_count(settings.devices, plan.batch_size, device)
         logger.info(
             "Style %s: %d images, %d epochs, on %s%s",
@@ -66,7 +67,7 @@ def train_style(
             device.describe(),
         )
         base = _find_base(plan, device, pictures)
-        with Workers(count, settings.mixed_precision, interrupt, cuda=device.is_cuda) as workers:
+        with Workers(count, find, interrupt, cuda=device.is_cuda) as workers:
             return _train(
                 request, plan, settings, folder, pictures, fingerprint, interrupt, device, base, workers
             )
@@ -207,12 +208,17 @@ def _newest_checkpoint(folder: StyleFolder, metrics: MetricsFile, fingerprint: s
 
 
 @contextmanager
-def _out_of_memory_explained() -> Iterator[None]:
-    """Turn running out of memory anywhere outside the steps, which have a way out, into a sentence."""
+def _device_failures_explained() -> Iterator[None]:
+    """Turn a failure of the device into a sentence; for memory the steps themselves have a way out before."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise OutOfMemoryError(
             "The memory does not hold the base model and one picture; use a GPU with at least 6 GB that "
             "nothing else uses, and give the container at least 8 GiB."
+        ) from error
+    except torch.AcceleratorError as error:
+        raise GpuFaultError(
+            f"The GPU failed ({first_line(error)}); another node may do. If this comes again on every node, "
+            "training.log has the traceback for a report."
         ) from error

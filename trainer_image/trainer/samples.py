@@ -77,10 +77,12 @@ class Sampler:
         generator = torch.Generator().manual_seed(self._seed + number)
         latents = torch.randn(1, 4, side, side, generator=generator).to(device)
         texts = torch.cat([self._no_text, text]).to(dtype)
-        scheduler.set_timesteps(self._steps, device=device)
-        for timestep in scheduler.timesteps:
+        scheduler.set_timesteps(self._steps)
+        # The scheduler would wait for a timestep on the device, and the UNet copy one that is not.
+        moments = scheduler.timesteps.to(device)
+        for moment, timestep in zip(moments, scheduler.timesteps.tolist(), strict=True):
             both = scheduler.scale_model_input(torch.cat([latents, latents]), timestep).to(dtype)
-            plain, led = self._unet(both, timestep, texts, return_dict=False)[0].float().chunk(2)
+            plain, led = self._unet(both, moment, texts, return_dict=False)[0].float().chunk(2)
             guided = plain + self._guidance * (led - plain)
             latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
         return latents

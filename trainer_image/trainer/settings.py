@@ -50,6 +50,10 @@ class TrainerSettings(EnvironmentSettings):
     """Record a step once as a CUDA graph and repeat it, which spares the GPU its waiting for launches; auto
     does so on one GPU, in trainings of a hundred steps or more."""
 
+    deterministic: bool = True
+    """On CUDA, compute every step so that it gives the same bits again: an interrupted training then ends
+    with the weights of an uninterrupted one. Off, attention's backward is somewhat faster."""
+
     # The adapter.
     lora_rank: Annotated[int, Field(ge=1, le=256)] = 4
     """LoRA section 7.2: on attention weights rank 4 does nearly all that higher ranks do."""

@@ -166,7 +166,7 @@ class Training:
         device = self._parts.adapter.weights.device
         return replace(
             draws,
-            timesteps=draws.timesteps.to(device),
+            timesteps=_to_device([draws.timesteps], device)[0],
             noise=_to_device(noise, device),
             posterior=_to_device(draws.posterior, device),
         )

@@ -10,6 +10,7 @@ import pickle
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -22,19 +23,16 @@ from torch import Tensor
 
 from trainer.base_model import load_unet
 from trainer.checkpoint import Checkpoint
-from trainer.device import find_device
+from trainer.device import Device
 from trainer.errors import InterruptedTrainingError
 from trainer.examples import Examples, Latents
 from trainer.interrupt import Interrupt, StopRequested
 from trainer.parts import put_together
 from trainer.plan import TrainingPlan
 from trainer.processes import ProcessGroup, join_group
-from trainer.settings import MixedPrecision
 from trainer.termination import report
 from trainer.training import Training
 
-_PATIENCE_SECONDS: Final = 15.0
-"""For the first process to end by itself after a signal; Kubernetes grants 30 s in all."""
 _GOES_ON: Final = "started again, the training goes on from its last checkpoint."
 
 logger = logging.getLogger(__name__)
@@ -57,18 +55,26 @@ class Workers:
 
     Args:
         count: processes with the first one; 1 starts none.
-        mixed_precision: as in the settings.
+        find: returns the device for require_cuda and index.
         interrupt: of the first process.
         cuda: each process has the GPU of its number; else all share the CPU.
+        patience_seconds: for the first process to end by itself after a signal; Kubernetes grants 30.
     """
 
     def __init__(
-        self, count: int, mixed_precision: MixedPrecision, interrupt: Interrupt, *, cuda: bool
+        self,
+        count: int,
+        find: Callable[..., Device],
+        interrupt: Interrupt,
+        *,
+        cuda: bool,
+        patience_seconds: float = 15.0,
     ) -> None:
         self.count = count
-        self._mixed_precision = mixed_precision
+        self._find = find
         self._interrupt = interrupt
         self._cuda = cuda
+        self._patience_seconds = patience_seconds
         self._port = _free_port()
         self._pipes: list[Connection] = []
         self._processes: list[BaseProcess] = []
@@ -80,7 +86,7 @@ class Workers:
         context = multiprocessing.get_context("spawn")
         for rank in range(1, self.count):
             ours, theirs = context.Pipe()
-            arguments = (theirs, rank, self.count, self._port, self._mixed_precision, self._cuda)
+            arguments = (theirs, rank, self.count, self._port, self._find, self._cuda)
             process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             self._pipes.append(ours)
@@ -144,7 +150,7 @@ class Workers:
                 )
                 logger.error("The process on device %d has died; see its lines above.", rank)
                 os.kill(os.getpid(), signal.SIGTERM)
-        if not self._done.wait(_PATIENCE_SECONDS):
+        if not self._done.wait(self._patience_seconds):
             stuck = f"A signal interrupted the training while it waited for another device; {_GOES_ON}"
             code = report(InterruptedTrainingError(self._death or stuck))
             self._kill()
@@ -152,14 +158,14 @@ class Workers:
 
 
 def _serve(
-    pipe: Connection, rank: int, count: int, port: int, mixed_precision: MixedPrecision, cuda: bool
+    pipe: Connection, rank: int, count: int, port: int, find: Callable[..., Device], cuda: bool
 ) -> None:
     """Train along: the whole life of a worker."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)  # the first process ends this one
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     work: _Work = pickle.loads(pipe.recv_bytes())  # noqa: S301 (from the process that started this one)
-    device = find_device(mixed_precision, require_cuda=cuda, index=rank)
+    device = find(require_cuda=cuda, index=rank)
     unet: Any = load_unet(work.base, device.dtype, device.torch_device)
     examples = _to(work.examples, device.torch_device)
     training = Training(
