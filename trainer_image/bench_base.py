@@ -29,7 +29,7 @@ def _enlarge(folder: Path) -> None:
     unet = {**UNet2DConditionModel.load_config(folder, subfolder="unet"), "cross_attention_dim": 768}
     unet |= {"block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": 8, "norm_num_groups": 32}
     vae = {**AutoencoderKL.load_config(folder, subfolder="vae"), "norm_num_groups": 32}
-    vae |= {"block_out_channels": (128, 256, 512, 512)}
+    vae |= {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2}
     CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder")
     UNet2DConditionModel.from_config(unet).save_pretrained(folder / "unet")
     AutoencoderKL.from_config(vae).save_pretrained(folder / "vae")

@@ -51,6 +51,32 @@ class Pictures(Dataset[tuple[Tensor, Tensor]]):
         return pixels.float() / 127.5 - 1, self._tokens
 
 
+def add_plain_lora(unet: Any) -> list[Tensor]:
+    """Attach peft's layers to the UNet as the script does, and return their weights in float32."""
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=32, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
+    if unet.dtype != torch.float32:
+        cast_training_params(unet, dtype=torch.float32)
+    return [parameter for parameter in unet.parameters() if parameter.requires_grad]
+
+
+def plain_optimizer(parameters: list[Tensor]) -> torch.optim.AdamW:
+    """foreach is what torch itself takes on CUDA; asked for, it makes the CPU's figures resemble those."""
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2, foreach=True)
+
+
+def plain_loss(
+    unet: Any, vae: Any, text_encoder: Any, noise_scheduler: Any, pixels: Tensor, tokens: Tensor
+) -> Tensor:
+    """Encode pixels [B, 3, H, W] and tokens [B, 77], and return the loss of the UNet's prediction."""
+    latents = vae.encode(pixels.to(dtype=vae.dtype)).latent_dist.sample() * vae.config.scaling_factor
+    noise = torch.randn_like(latents)
+    timesteps = torch.randint(1000, (latents.shape[0],), device=latents.device)
+    noisy = noise_scheduler.add_noise(latents, noise, timesteps)
+    texts = text_encoder(tokens, return_dict=False)[0]
+    predicted = unet(noisy, timesteps, texts, return_dict=False)[0]
+    return F.mse_loss(predicted.float(), noise.float(), reduction="mean")
+
+
 def train_reference(
     base: Path,
     pictures: Path,
@@ -72,12 +98,8 @@ def train_reference(
     for model in (unet, vae, text_encoder):
         model.requires_grad_(False)
         model.to(accelerator.device, dtype=dtype)
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=32, target_modules=["to_k", "to_q", "to_v", "to_out.0"]))
-    if dtype != torch.float32:
-        cast_training_params(unet, dtype=torch.float32)
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    # foreach is what torch itself takes on CUDA; here it makes the CPU's figures resemble those.
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-2, foreach=True)
+    parameters = add_plain_lora(unet)
+    optimizer = plain_optimizer(parameters)
     loader = DataLoader(Pictures(pictures, tokenizer, resolution), shuffle=True, batch_size=batch_size)
     steps = epochs * math.ceil(len(loader.dataset) / batch_size)  # type: ignore[arg-type]  # it has a length
     rates = get_scheduler("cosine", optimizer=optimizer, num_warmup_steps=0, num_training_steps=steps)
@@ -86,13 +108,7 @@ def train_reference(
     for _ in range(epochs):
         for pixels, tokens in loader:
             with accelerator.accumulate(unet):
-                latents = vae.encode(pixels.to(dtype=dtype)).latent_dist.sample() * vae.config.scaling_factor
-                noise = torch.randn_like(latents)
-                timesteps = torch.randint(1000, (latents.shape[0],), device=latents.device)
-                noisy = noise_scheduler.add_noise(latents, noise, timesteps)
-                texts = text_encoder(tokens, return_dict=False)[0]
-                predicted = unet(noisy, timesteps, texts, return_dict=False)[0]
-                loss = F.mse_loss(predicted.float(), noise.float(), reduction="mean")
+                loss = plain_loss(unet, vae, text_encoder, noise_scheduler, pixels, tokens)
                 accelerator.gather(loss.repeat(batch_size)).mean().item()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:

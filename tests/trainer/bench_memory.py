@@ -31,12 +31,7 @@ def bytes_of_the_encoding(base: Path) -> int:
     with fake_cuda() as mode, OperatorLog() as log:
         mode.allow_non_fake_inputs = True  # the picture and the tokens are real
         training = FakeTraining(mode, log, base)
-        vae = _vae(base)
-        config = CLIPTextConfig.from_pretrained(base, subfolder="text_encoder")
-        size = {"hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "projection_dim": TEXT_WIDTH}
-        config.update({**size, "num_hidden_layers": 12, "num_attention_heads": 12})
-        with CUDA:
-            text_encoder = CLIPTextModel(config).eval()
+        vae, text_encoder = full_vae(base, torch.float32), full_text_encoder(base, torch.float32)
         log.begin()
         encode_texts(
             text_encoder, load_tokenizer(base), ["a picture"] * len(training.parts.examples.latents), CUDA
@@ -52,7 +47,7 @@ def bytes_of_the_samples(base: Path) -> int:
         training = FakeTraining(mode, log, base)
         training.take_steps()
         mode.allow_non_fake_inputs = True  # the noise is drawn on the CPU
-        patch.setattr("trainer.samples.load_vae", lambda _base, _device: _vae(base))
+        patch.setattr("trainer.samples.load_vae", lambda _base, _device: full_vae(base, torch.float32))
         texts = training.parts.examples.texts
         sampler = Sampler(
             training.unet,
@@ -71,9 +66,18 @@ def bytes_of_the_samples(base: Path) -> int:
         return log.peak_bytes
 
 
-def _vae(base: Path) -> AutoencoderKL:
-    config = {**AutoencoderKL.load_config(base, subfolder="vae"), "norm_num_groups": 32}
-    return frozen(AutoencoderKL, {**config, "block_out_channels": (128, 256, 512, 512)}, torch.float32)
+def full_text_encoder(base: Path, dtype: torch.dtype) -> CLIPTextModel:
+    """Return a text encoder of SD 1.5's size on fake CUDA."""
+    config = CLIPTextConfig.from_pretrained(base, subfolder="text_encoder")
+    size = {"hidden_size": TEXT_WIDTH, "intermediate_size": 4 * TEXT_WIDTH, "projection_dim": TEXT_WIDTH}
+    config.update({**size, "num_hidden_layers": 12, "num_attention_heads": 12})
+    return frozen(CLIPTextModel, config, dtype)
+
+
+def full_vae(base: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """Return a VAE of SD 1.5's size on fake CUDA."""
+    size = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "norm_num_groups": 32}
+    return frozen(AutoencoderKL, {**AutoencoderKL.load_config(base, subfolder="vae"), **size}, dtype)
 
 
 def main() -> None:

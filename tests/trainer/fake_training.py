@@ -118,14 +118,19 @@ class FakeTraining:
             posterior=[fake(one) for one in draws.posterior],
         )
 
+    def step(self, draws: EpochDraws, number: int) -> Tensor:
+        """Take the step of an epoch's batch number and return its loss."""
+        loss = self._training._gradients(draws.batches[number], draws)
+        self.parts.optimizer.step()
+        return loss
+
     def take_steps(self) -> RecordedStep:
         """Take two steps as the loop does, and record the second."""
         log, draws = self.log, self.draw()
-        for batch in draws.batches[:2]:
+        for number in range(2):
             log.begin()
             before = log.bytes
-            loss = self._training._gradients(batch, draws)
-            self.parts.optimizer.step()
+            loss = self.step(draws, number)
         size = self.parts.adapter.weights.numel()
         return RecordedStep(log.operators, log.peak_bytes, before, log.bytes, loss.dtype, size)
 
@@ -136,7 +141,8 @@ def frozen(kind: Any, config: Any, dtype: torch.dtype) -> Any:
     torch.set_default_dtype(dtype)
     try:
         with CUDA:
-            return kind.from_config(config).requires_grad_(False).eval()
+            make = getattr(kind, "from_config", kind)  # diffusers' models and transformers'
+            return make(config).requires_grad_(False).eval()
     finally:
         torch.set_default_dtype(before)
 

@@ -48,6 +48,12 @@ class Operator:
         return f"{self.name}({inputs}) -> {outputs}"
 
 
+def is_kernel(function: Any) -> bool:
+    """Return whether an operator computes or copies; views and allocations do not."""
+    name = function._schema.name.removeprefix("aten::")
+    return not function.is_view and name not in _NO_KERNEL and function is not torch.ops.prim.device.default
+
+
 class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     """Notes every operator, and how many bytes of the device's memory its tensors hold.
 
@@ -85,8 +91,7 @@ class OperatorLog(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch'
             result = function(*arguments, **options)
         outputs = _tensors(result)
         name = function._schema.name.removeprefix("aten::")
-        is_kernel = not function.is_view and name not in _NO_KERNEL
-        self.operators.append(Operator(name, _operands(inputs), _operands(outputs), is_kernel))
+        self.operators.append(Operator(name, _operands(inputs), _operands(outputs), is_kernel(function)))
         for tensor in outputs:
             if tensor.device.type != "cpu":
                 self._hold(tensor.untyped_storage())

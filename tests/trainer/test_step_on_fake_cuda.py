@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench_bounds import TFLOP_PER_IMAGE
+from tests.trainer.bench_roofline import Work, work_of_the_plain_loop, work_of_the_trainer
 from tests.trainer.fake_cuda import CUDA, fake_cuda
 from tests.trainer.fake_training import SIDE, TEXT_WIDTH, FakeTraining, record_step, recorded_step
 from tests.trainer.operator_log import Operator, OperatorLog
@@ -139,6 +141,13 @@ def test_fp16_step_casts_its_inputs_and_its_result_and_nothing_between(tiny_base
         (torch.float16, torch.float32, latents): 1,  # the result, for the loss
         (torch.float16, torch.float32, (step.adapter_size,)): 1,  # the gradients, for the optimizer
     }
+
+
+def test_bench_counts_the_arithmetic_of_both_sides(tiny_base: Path) -> None:
+    """By these two numbers it says which part of a GPU's peak was reached."""
+    for side, measure in (("trainer", work_of_the_trainer), ("reference", work_of_the_plain_loop)):
+        work = measure(tiny_base, 1, Work(1.0, 1.0))
+        assert work.tflop == pytest.approx(TFLOP_PER_IMAGE[side], rel=0.05)
 
 
 def test_step_at_full_size_asks_for_few_kernels(tiny_base: Path) -> None:
