@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP_INSTALL = $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 BASE_MODEL ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -39,7 +40,7 @@ demo: $(READY) rabbitmq ## Train a style end to end on this machine (BASE_MODEL=
 test: lint unit ## Lint, types and all tests
 
 unit: $(READY) rabbitmq ## All tests (PYTEST_ARGS="-k name" for some)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 lint: $(READY) ## ruff, formatting, mypy --strict
 	$(BIN)/ruff check .
@@ -114,9 +115,11 @@ $(READY): requirements.lock pyproject.toml
 	  { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || ./tests/install_debian.sh python3-venv
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --only-binary=:all: -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --only-binary=:all: -c trainer_image/cuda.lock torch
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP_INSTALL) --no-deps --only-binary=:all: -r requirements.lock
+	$(PIP_INSTALL) --only-binary=:all: -c trainer_image/cuda.lock torch
+	$(PIP_INSTALL) --no-deps --no-build-isolation --editable .
+	@# pip would compile on one core. What was written for another Python stays as it is.
+	@$(BIN)/python -m compileall -qq --workers 0 $(VENV)/lib || true
 	@touch $@
 
 rabbitmq:

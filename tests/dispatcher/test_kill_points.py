@@ -14,12 +14,13 @@ from urllib.parse import urlsplit
 import pytest
 from kubernetes import client
 
+from dispatcher.deadline import DEADLINE_ANNOTATION
 from dispatcher.diagnosis import VERDICT_ANNOTATION
 from dispatcher.job import job_name
 from dispatcher.relay_step import PROCESSING_ANNOTATION, TERMINAL_ANNOTATION
 from job_contract import names
 from job_contract.outcome import ExitCode
-from tests.dispatcher.cluster import new_job
+from tests.dispatcher.cluster import RESULT, end_at_deadline, new_job, stick
 from tests.dispatcher.process import Dispatcher
 from tests.dispatcher.support import Amqp, message, through, wait_until
 from tests.parts.api_server import ApiServer, Fault
@@ -32,6 +33,7 @@ BASIC_ACK = b"\x00\x3c\x00\x50"  # class 60, method 80 of AMQP 0-9-1
 WRITE_PROCESSING = PROCESSING_ANNOTATION.encode()
 WRITE_TERMINAL = TERMINAL_ANNOTATION.encode()
 WRITE_VERDICT = VERDICT_ANNOTATION.encode()
+WRITE_DEADLINE = DEADLINE_ANNOTATION.encode()
 DEAD_LETTER = b"/data/bad.jpg"  # in the body of the message that is refused
 NOTICE = b"_refused"  # in the id of the delivery that a notice holds
 
@@ -101,6 +103,16 @@ class World:
             leases = client.CoordinationV1Api(self.server.client(admin=True))
             leases.delete_namespaced_lease(LEASE, self.server.namespace)
 
+    def ends_with_no_message_left(self) -> bool:
+        """Stop the dispatcher; what it had not acked yet is in the queue again, and the next one's."""
+        assert self.dispatcher.stop() == ExitCode.OK
+        wait_until(lambda: self.amqp.state(self.amqp.queues.work)[1] == 0, 10, "the consumer is gone")
+        if self.amqp.depth(self.amqp.queues.work) == 0:
+            return True
+        self.dispatcher.start()
+        wait_until(lambda: self.amqp.state(self.amqp.queues.work) == (0, 1), 20, "it takes what is left")
+        return False
+
     def told_now(self) -> list[tuple[str, ...]]:
         """Return what the backend was told of each Job; a repetition is the same PATCH, and counts once."""
         taken: dict[str, Patch] = {}
@@ -128,10 +140,21 @@ class Training:
         world.controller.run_all()
         self.send(world)
 
-    def send(self, world: World) -> str:
-        body = message(num_epochs=10)
+    def send(self, world: World, style: int = 42) -> str:
+        body = message(num_epochs=10, style_id=style)
         world.amqp.publish(body)
         return job_name(body["style_id"], body["task_id"])
+
+    def send_and_see_released(self, world: World, style: int = 42) -> str:
+        """The Job controller makes no pod before that."""
+        name = self.send(world, style)
+
+        def is_released() -> bool:
+            job = world.server.get("jobs", name)
+            return job is not None and not job["spec"]["suspend"]
+
+        world.server.wait_for(is_released, 20)
+        return name
 
     def go_on(self, world: World) -> None:
         """Do what the training needs from others after the kill."""
@@ -169,24 +192,41 @@ class Stuck(Training):
     told = ("failed",)
 
     def begin(self, world: World) -> None:
-        self.name = self.send(world)
-        # The Job controller makes no pod before the Job is released.
-        world.server.wait_for(lambda: self._may_run(world.server.get("jobs", self.name)), 20)
-        pod = world.controller.create_pod(self.name)
-        world.controller.wait_with(pod, "ImagePullBackOff", 'Back-off pulling image "x"')
-
-    def _may_run(self, job: dict[str, Any] | None) -> bool:
-        return job is not None and not job["spec"]["suspend"]
+        self.name = self.send_and_see_released(world)
+        stick(world.controller, self.name)
 
     def go_on(self, world: World) -> None:
-        world.server.wait_for(
-            lambda: world.controller.job(self.name)["spec"]["activeDeadlineSeconds"] == 1, 20
-        )
-        world.controller.exceed_deadline(self.name)
+        end_at_deadline(world.controller, self.name)
 
     def check(self, world: World) -> None:
         super().check(world)
         assert world.receiver.patches[-1].json["failure_code"] == "IMAGE_PULL"
+
+
+class WithoutRoom(Training):
+    """The pod waits for the GPU that another training has, and its Job's deadline is moved."""
+
+    messages = jobs = 2
+
+    def begin(self, world: World) -> None:
+        self.first = self.send_and_see_released(world)
+        world.controller.start_pod(self.first)
+        wait_until(lambda: world.told_now() == [("processing",)], 20)
+        self.second = self.send_and_see_released(world, style=43)
+        self.pod = world.controller.create_pod(self.second)
+        world.controller.unschedulable(self.pod, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
+
+    def go_on(self, world: World) -> None:
+        world.server.wait_for(lambda: is_annotated(DEADLINE_ANNOTATION)(world), 20)
+        world.controller.run(self.pod)
+        for name in (self.first, self.second):
+            world.controller.finish(name, 0, RESULT)
+
+    def check(self, world: World) -> None:
+        super().check(world)
+        job = world.controller.job(self.second)
+        assert job["metadata"]["annotations"][DEADLINE_ANNOTATION] == "7200"
+        assert job["spec"]["activeDeadlineSeconds"] > 7200
 
 
 class Cancelled(Training):
@@ -310,6 +350,13 @@ POINTS = [
         asked(**JOBS, containing=WRITE_VERDICT, after=True),
         is_annotated(VERDICT_ANNOTATION),
     ),
+    Point("deadline of one that waits not moved", WithoutRoom, asked(**JOBS, containing=WRITE_DEADLINE)),
+    Point(
+        "deadline moved, the answer not seen",
+        WithoutRoom,
+        asked(**JOBS, containing=WRITE_DEADLINE, after=True),
+        is_annotated(DEADLINE_ANNOTATION),
+    ),
     Point("Job deleted, pods not stopped", Cancelled, asked(verb="deletecollection", resource="pods")),
     Point("pods stopped, verdict not written", Cancelled, asked(**JOBS, containing=WRITE_VERDICT)),
     Point(
@@ -368,10 +415,8 @@ def test_a_kill_between_two_side_effects_loses_and_doubles_nothing(
         wait_until(lambda: not any(is_held(job) for job in api_server.all("jobs")), 20, "all are released")
         wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1), 20, "no message is left")
         wait_until(lambda: amqp.depth(amqp.queues.notices) == 0, 20, "no notice is left")
-        assert dispatcher.stop() == ExitCode.OK
-    # Its consumer is gone, and so what it held unacked would be back in the queue.
-    wait_until(lambda: amqp.state(amqp.queues.work)[1] == 0, 10, "the consumer is gone")
-    assert amqp.depth(amqp.queues.work) == amqp.depth(amqp.queues.notices) == 0
+        wait_until(world.ends_with_no_message_left, 30, "all are acked")
+    assert amqp.depth(amqp.queues.notices) == 0
     assert world.told_now() == told
     story.check(world)
 

@@ -8,27 +8,23 @@ from typing import Any
 
 import pytest
 
-from dispatcher.diagnosis import VERDICT_ANNOTATION, diagnose
+from dispatcher.diagnosis import diagnose
 from dispatcher.job import Manifest
 from dispatcher.pod_status import is_running
 from dispatcher.relay_step import GiveUp, next_step
 from job_contract import names
-from tests.dispatcher.cluster import (
-    RESULT,
-    Watching,
-    annotations,
-    name_of,
-    new_job,
-    told,
-    wait_told,
-    watching,
-)
+from tests.dispatcher.cluster import RESULT, Scene, name_of, new_job, stick, told, wait_told, watching
 from tests.dispatcher.support import wait_until
 from tests.parts.api_server import ApiServer, Fault
 from tests.parts.cluster import Cluster, Pods
 from tests.parts.job_controller import JobController
 from tests.parts.kube_store import now
 from tests.parts.receiver import Receiver
+
+
+@pytest.fixture
+def scene(api_server: ApiServer, controller: JobController, receiver: Receiver) -> Scene:
+    return Scene(api_server, controller, receiver)
 
 
 @pytest.mark.parametrize(
@@ -39,60 +35,47 @@ from tests.parts.receiver import Receiver
     ],
 )
 def test_13_a_pod_that_cannot_start_is_given_up_after_its_grace_period(
-    api_server: ApiServer, controller: JobController, receiver: Receiver, reason: str, message: str, code: str
+    scene: Scene, reason: str, message: str, code: str
 ) -> None:
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=1.0) as watch:
-        watch.backend.create(job)
-        controller.wait_with(controller.create_pod(name_of(job)), reason, message)
-        wait_until(lambda: VERDICT_ANNOTATION in annotations(api_server, name_of(job)))
-        spec = (api_server.get("jobs", name_of(job)) or {})["spec"]
-        assert spec["activeDeadlineSeconds"] == 1
-        controller.exceed_deadline(name_of(job))
-        wait_told(receiver, "failed")
-    assert receiver.patches[-1].json["failure_code"] == code
-    assert message.split('"')[1] in receiver.patches[-1].json["failure_reason"]
+    with scene.watched(grace=1.0):
+        job = scene.create()
+        stick(scene.controller, job, reason, message)
+        failed = scene.wait_failed(job)
+    assert scene.is_given_up(job)
+    assert failed["failure_code"] == code
+    assert message.split('"')[1] in failed["failure_reason"]
 
 
-def test_13_a_pod_that_starts_within_its_grace_period_is_not_given_up(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=3.0) as watch:
-        watch.backend.create(job)
-        pod = controller.create_pod(name_of(job))
-        controller.unschedulable(pod, "0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
-        controller.schedule(pod)
-        controller.run(pod)
-        controller.finish(name_of(job), 0, RESULT)
-        wait_told(receiver, "processing", "completed")
-    assert VERDICT_ANNOTATION not in annotations(api_server, name_of(job))
+def test_13_a_pod_that_starts_within_its_grace_period_is_not_given_up(scene: Scene) -> None:
+    with scene.watched(grace=3.0):
+        job = scene.create()
+        pod = scene.controller.create_pod(job)
+        scene.controller.unschedulable(pod, GPU)
+        scene.controller.schedule(pod)
+        scene.controller.run(pod)
+        scene.complete(job)
+    assert not scene.is_given_up(job)
 
 
+GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
 QUOTA = (
     'Error creating: pods "x" is forbidden: exceeded quota: gpus, requested: requests.nvidia.com/gpu=1, '
     "used: requests.nvidia.com/gpu=4, limited: requests.nvidia.com/gpu=4"
 )
 
 
-def test_13_a_job_whose_pod_a_quota_forbids_is_given_up_and_the_quota_is_named(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
+def test_13_a_job_whose_pod_a_quota_forbids_is_given_up_and_the_quota_is_named(scene: Scene) -> None:
     """Such a Job has no pod, and no condition that says why: only Events do."""
-    job, other = new_job(receiver), new_job(receiver, "task-2", 43)
-    with watching(api_server.client(), api_server.namespace, grace=2.0) as watch:
-        for each in (job, other):
-            watch.backend.create(each)
-            controller.sync(name_of(each))
-        controller.record(controller.job(name_of(job)), "FailedCreate", QUOTA)
-        wait_until(lambda: VERDICT_ANNOTATION in annotations(api_server, name_of(job)))
-        controller.exceed_deadline(name_of(job))
-        wait_told(receiver, "failed")
+    with scene.watched(grace=2.0):
+        job, other = scene.create(), scene.create(43)
+        scene.controller.sync(other)
+        scene.forbid_pods(job, QUOTA)
+        failed = scene.wait_failed(job)
         # Of the other no Event says anything: it goes on waiting.
-        wait_until(lambda: api_server.count("list", "events") >= 2)
-        assert VERDICT_ANNOTATION not in annotations(api_server, name_of(other))
-    assert receiver.patches[-1].json["failure_code"] == "UNSCHEDULABLE"
-    assert "exceeded quota: gpus" in receiver.patches[-1].json["failure_reason"]
+        wait_until(lambda: scene.server.count("list", "events") >= 2)
+        assert not scene.is_given_up(other)
+    assert failed["failure_code"] == "UNSCHEDULABLE"
+    assert "exceeded quota: gpus" in failed["failure_reason"]
 
 
 @pytest.mark.parametrize(
@@ -104,204 +87,155 @@ def test_13_a_job_whose_pod_a_quota_forbids_is_given_up_and_the_quota_is_named(
     ],
 )
 def test_13_a_container_that_is_never_created_is_given_up_and_what_is_missing_is_named(
-    api_server: ApiServer, controller: JobController, receiver: Receiver, reason: str, message: str
+    scene: Scene, reason: str, message: str
 ) -> None:
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=2.0) as watch:
-        watch.backend.create(job)
-        pod = controller.create_pod(name_of(job))
-        controller.schedule(pod)
-        controller.event(pod, reason, message)
-        wait_until(lambda: VERDICT_ANNOTATION in annotations(api_server, name_of(job)))
-        controller.exceed_deadline(name_of(job))
-        wait_told(receiver, "failed")
-    assert receiver.patches[-1].json["failure_code"] == "UNSCHEDULABLE"
-    assert "lora-env" in receiver.patches[-1].json["failure_reason"]
+    with scene.watched(grace=2.0):
+        job = scene.create()
+        scene.controller.event(scene.create_pod_on_a_node(job), reason, message)
+        failed = scene.wait_failed(job)
+    assert failed["failure_code"] == "UNSCHEDULABLE"
+    assert "lora-env" in failed["failure_reason"]
 
 
-def test_13_an_image_that_is_pulled_for_longer_than_the_grace_period_is_not_given_up(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=1.0) as watch:
-        watch.backend.create(job)
-        pod = controller.create_pod(name_of(job))
-        controller.schedule(pod)
-        controller.event(pod, "FailedMount", "it was not there yet")
-        controller.event(pod, "Pulling", 'Pulling image "trainer:1"', kind="Normal")
-        wait_until(lambda: api_server.count("list", "events") == 1)
-        controller.run(pod)
-        controller.finish(name_of(job), 0, RESULT)
-        wait_told(receiver, "processing", "completed")
-    assert VERDICT_ANNOTATION not in annotations(api_server, name_of(job))
+def test_13_an_image_that_is_pulled_for_longer_than_the_grace_period_is_not_given_up(scene: Scene) -> None:
+    with scene.watched(grace=1.0):
+        job = scene.create()
+        pod = scene.create_pod_on_a_node(job)
+        scene.controller.event(pod, "FailedMount", "it was not there yet")
+        scene.controller.event(pod, "Pulling", 'Pulling image "trainer:1"', kind="Normal")
+        wait_until(lambda: scene.server.count("list", "events") == 1)
+        scene.controller.run(pod)
+        scene.complete(job)
+    assert not scene.is_given_up(job)
 
 
-def test_events_are_not_asked_for_while_trainings_start_as_they_should(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    with watching(api_server.client(), api_server.namespace) as watch:
-        for number in range(5):
-            job = new_job(receiver, f"t{number}", number)
-            watch.backend.create(job)
-            controller.finish(name_of(job), 0, RESULT)
-            wait_told(receiver, "processing", "completed", style=number)
-    assert api_server.count("list", "events") == 0
-    assert api_server.count("watch", "events") == 0
+def test_events_are_not_asked_for_while_trainings_start_as_they_should(scene: Scene) -> None:
+    with scene.watched(grace=600.0):
+        for style in range(5):
+            scene.complete(scene.create(style), style)
+    assert scene.server.count("list", "events") == 0
+    assert scene.server.count("watch", "events") == 0
 
 
-def test_events_that_may_not_be_read_give_nothing_up(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
+def test_events_that_may_not_be_read_give_nothing_up(scene: Scene) -> None:
     """A Role of an earlier release lacks `list`; then the sentence is missing, and nothing else."""
-    job = new_job(receiver)
-    denied = api_server.inject(Fault(403, verb="list", resource="events", times=99))
-    with watching(api_server.client(), api_server.namespace, grace=1.0) as watch:
-        watch.backend.create(job)
-        controller.sync(name_of(job))
-        controller.record(controller.job(name_of(job)), "FailedCreate", QUOTA)
+    denied = scene.server.inject(Fault(403, verb="list", resource="events", times=99))
+    with scene.watched(grace=1.0):
+        job = scene.create()
+        scene.forbid_pods(job, QUOTA)
         wait_until(lambda: denied.hits == 1)
-        controller.finish(name_of(job), 0, RESULT)
-        wait_told(receiver, "processing", "completed")
+        scene.complete(job)
 
 
-def test_an_image_that_cannot_be_pulled_is_given_up_though_no_events_may_be_read(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    job = new_job(receiver)
-    api_server.inject(Fault(403, verb="list", resource="events", times=99))
-    with watching(api_server.client(), api_server.namespace, grace=1.0) as watch:
-        watch.backend.create(job)
-        controller.wait_with(controller.create_pod(name_of(job)), "ErrImagePull", "no such image")
-        wait_until(lambda: VERDICT_ANNOTATION in annotations(api_server, name_of(job)))
+def test_an_image_that_cannot_be_pulled_is_given_up_though_no_events_may_be_read(scene: Scene) -> None:
+    scene.server.inject(Fault(403, verb="list", resource="events", times=99))
+    with scene.watched(grace=1.0):
+        job = scene.create()
+        stick(scene.controller, job)
+        scene.wait_given_up(job)
 
 
 # What others have
 
 
-GPU = "0/1 nodes are available: 1 Insufficient nvidia.com/gpu."
+def _lacks_a_gpu(scene: Scene, job: str) -> None:
+    scene.controller.unschedulable(scene.controller.create_pod(job), GPU)
 
 
-def _lacks_a_gpu(controller: JobController, job: str) -> None:
-    controller.unschedulable(controller.create_pod(job), GPU)
+def _lacks_a_volume(scene: Scene, job: str) -> None:
+    pod = scene.create_pod_on_a_node(job)
+    used = 'Multi-Attach error for volume "pvc-1": used by pod(s) a'
+    scene.controller.event(pod, "FailedAttachVolume", used)
 
 
-def _lacks_a_volume(controller: JobController, job: str) -> None:
-    pod = controller.create_pod(job)
-    controller.schedule(pod)
-    controller.event(pod, "FailedAttachVolume", 'Multi-Attach error for volume "pvc-1": used by pod(s) a')
-
-
-def _lacks_quota(controller: JobController, job: str) -> None:
-    controller.sync(job)
-    controller.record(controller.job(job), "FailedCreate", QUOTA)
+def _lacks_quota(scene: Scene, job: str) -> None:
+    scene.forbid_pods(job, QUOTA)
 
 
 LACKS = pytest.mark.parametrize("lack", [_lacks_a_gpu, _lacks_a_volume, _lacks_quota])
-Lack = Callable[[JobController, str], None]
+Lack = Callable[[Scene, str], None]
 
 
-def _let_a_grace_period_pass(
-    api_server: ApiServer, controller: JobController, receiver: Receiver, watch: Watching
-) -> None:
-    """Return once another Job, stuck later than all that are there, has been given up."""
-    job = new_job(receiver, "stuck", "stuck")
-    watch.backend.create(job)
-    controller.sync(name_of(job))
-    controller.record(controller.job(name_of(job)), "FailedCreate", 'serviceaccount "trainer" not found')
-    wait_until(lambda: VERDICT_ANNOTATION in annotations(api_server, name_of(job)))
+def _one_trains_and_another_waits(scene: Scene, lack: Lack) -> tuple[str, str]:
+    """Return both once another Job, stuck later than they, has been given up: a grace period is over."""
+    first = scene.create()
+    scene.controller.start_pod(first)
+    wait_told(scene.receiver, "processing")
+    second = scene.create(43)
+    lack(scene, second)
+    stuck = scene.create("stuck")
+    scene.forbid_pods(stuck, 'serviceaccount "trainer" not found')
+    scene.wait_given_up(stuck)
+    assert not scene.is_given_up(second)
+    return first, second
 
 
 @LACKS
 def test_13_a_training_waits_for_another_that_takes_longer_than_the_grace_period(
-    api_server: ApiServer, controller: JobController, receiver: Receiver, lack: Lack
+    scene: Scene, lack: Lack
 ) -> None:
-    """One GPU and two styles: the second is no failure, it waits for the first."""
-    first, second = new_job(receiver), new_job(receiver, "task-2", 43)
-    with watching(api_server.client(), api_server.namespace, grace=2.0) as watch:
-        watch.backend.create(first)
-        controller.start_pod(name_of(first))
-        wait_told(receiver, "processing")
-        watch.backend.create(second)
-        lack(controller, name_of(second))
-        _let_a_grace_period_pass(api_server, controller, receiver, watch)
-        controller.finish(name_of(first), 0, RESULT)
-        wait_told(receiver, "processing", "completed")
-        controller.finish(name_of(second), 0, RESULT)
-        wait_told(receiver, "processing", "completed", style=43)
-    assert VERDICT_ANNOTATION not in annotations(api_server, name_of(second))
+    """One GPU and two styles: the second is no failure, it waits for the first and keeps its own time."""
+    with scene.watched(grace=2.0):
+        first, second = _one_trains_and_another_waits(scene, lack)
+        wait_until(lambda: scene.controller.job(second)["spec"]["activeDeadlineSeconds"] > 7200)
+        scene.complete(first)
+        scene.complete(second, 43)
+    assert not scene.is_given_up(second)
 
 
 def test_13_a_training_that_finds_no_room_a_grace_period_after_the_last_other_is_given_up(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
+    scene: Scene,
 ) -> None:
-    first, second = new_job(receiver), new_job(receiver, "task-2", 43)
-    with watching(api_server.client(), api_server.namespace, grace=2.0) as watch:
-        watch.backend.create(first)
-        controller.start_pod(name_of(first))
-        wait_told(receiver, "processing")
-        watch.backend.create(second)
-        _lacks_a_gpu(controller, name_of(second))
-        _let_a_grace_period_pass(api_server, controller, receiver, watch)
-        assert VERDICT_ANNOTATION not in annotations(api_server, name_of(second))
-        controller.finish(name_of(first), 0, RESULT)
-        wait_until(lambda: VERDICT_ANNOTATION in annotations(api_server, name_of(second)))
+    with scene.watched(grace=2.0):
+        first, second = _one_trains_and_another_waits(scene, _lacks_a_gpu)
+        scene.controller.finish(first, 0, RESULT)
+        scene.wait_given_up(second)
 
 
 @LACKS
 def test_13_trainings_that_nobody_keeps_from_starting_are_given_up_after_their_grace_period(
-    api_server: ApiServer, controller: JobController, receiver: Receiver, lack: Lack
+    scene: Scene, lack: Lack
 ) -> None:
     """A cluster without a GPU: two that lack one do not wait for each other."""
-    jobs = [new_job(receiver), new_job(receiver, "task-2", 43)]
-    with watching(api_server.client(), api_server.namespace, grace=2.0) as watch:
+    with scene.watched(grace=2.0):
+        jobs = [scene.create(style) for style in (42, 43)]
         for job in jobs:
-            watch.backend.create(job)
-            lack(controller, name_of(job))
-        wait_until(lambda: all(VERDICT_ANNOTATION in annotations(api_server, name_of(job)) for job in jobs))
-        assert api_server.count("list", "pods") == 1 + len(jobs)
+            lack(scene, job)
+        scene.wait_given_up(*jobs)
+        assert scene.server.count("list", "pods") == 1 + len(jobs)
 
 
 # A pull that fails, and one that goes on
 
 
-def test_13_a_pull_that_broke_off_once_after_a_long_time_is_not_given_up_at_once(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=3.0) as watch:
-        watch.backend.create(job)
-        pod = controller.create_pod(name_of(job))
-        controller.schedule(pod)
-        controller.event(pod, "Pulling", 'Pulling image "trainer:1"', kind="Normal")
+def test_13_a_pull_that_broke_off_once_after_a_long_time_is_not_given_up_at_once(scene: Scene) -> None:
+    with scene.watched(grace=3.0):
+        job = scene.create()
+        pod = scene.create_pod_on_a_node(job)
+        scene.controller.event(pod, "Pulling", 'Pulling image "trainer:1"', kind="Normal")
         # The grace since the pod has its node is over.
-        wait_until(lambda: api_server.count("list", "events") == 1)
-        controller.event(pod, "Failed", 'Failed to pull image "trainer:1": unexpected EOF')
-        controller.wait_with(pod, "ErrImagePull", "unexpected EOF")
-        wait_until(lambda: api_server.count("list", "events") > 1)
-        controller.run(pod)
-        controller.finish(name_of(job), 0, RESULT)
-        wait_told(receiver, "processing", "completed")
-    assert VERDICT_ANNOTATION not in annotations(api_server, name_of(job))
+        wait_until(lambda: scene.server.count("list", "events") == 1)
+        scene.controller.event(pod, "Failed", 'Failed to pull image "trainer:1": unexpected EOF')
+        scene.controller.wait_with(pod, "ErrImagePull", "unexpected EOF")
+        wait_until(lambda: scene.server.count("list", "events") > 1)
+        scene.controller.run(pod)
+        scene.complete(job)
+    assert not scene.is_given_up(job)
 
 
-def test_13_a_pull_that_is_tried_again_and_goes_on_is_not_given_up(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
+def test_13_a_pull_that_is_tried_again_and_goes_on_is_not_given_up(scene: Scene) -> None:
     """The status still shows how the first try ended."""
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=3.0) as watch:
-        watch.backend.create(job)
-        pod = controller.create_pod(name_of(job))
-        controller.wait_with(pod, "ErrImagePull", "unexpected EOF")
+    with scene.watched(grace=3.0):
+        job = scene.create()
+        pod = stick(scene.controller, job, "ErrImagePull", "unexpected EOF")
         failed_at = now()
         wait_until(lambda: now() > failed_at)
-        controller.event(pod, "Pulling", 'Pulling image "trainer:1"', kind="Normal")
+        scene.controller.event(pod, "Pulling", 'Pulling image "trainer:1"', kind="Normal")
         # The grace since the pod has its node is over, and since the pull first failed.
-        wait_until(lambda: api_server.count("list", "events") >= 1)
-        controller.run(pod)
-        controller.finish(name_of(job), 0, RESULT)
-        wait_told(receiver, "processing", "completed")
-    assert VERDICT_ANNOTATION not in annotations(api_server, name_of(job))
+        wait_until(lambda: scene.server.count("list", "events") >= 1)
+        scene.controller.run(pod)
+        scene.complete(job)
+    assert not scene.is_given_up(job)
 
 
 GRACE = timedelta(minutes=10)
@@ -389,29 +323,25 @@ def test_13_an_image_that_breaks_off_after_a_long_time_has_a_second_try_and_no_t
 # When the watch is behind
 
 
-def test_a_training_that_runs_by_now_is_not_given_up_by_a_watch_that_is_behind(
-    api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    job = new_job(receiver)
-    with watching(api_server.client(), api_server.namespace, grace=2.0) as watch:
-        watch.backend.create(job)
-        pod = controller.create_pod(name_of(job))
-        controller.unschedulable(pod, GPU)
-        wait_until(lambda: [p for p in _pods_of(watch, job) if p["status"].get("conditions")])
-        api_server.silence_watches()
-        controller.schedule(pod)
-        controller.run(pod)
-        wait_told(receiver, "processing")  # by the pods as they are, not as the watch shows them
-        assert not any(map(is_running, _pods_of(watch, job)))
-        assert VERDICT_ANNOTATION not in annotations(api_server, name_of(job))
-        api_server.resume_watches()
-        controller.finish(name_of(job), 0, RESULT)
-        wait_told(receiver, "processing", "completed")
-    assert VERDICT_ANNOTATION not in annotations(api_server, name_of(job))
+def test_a_training_that_runs_by_now_is_not_given_up_by_a_watch_that_is_behind(scene: Scene) -> None:
+    with scene.watched(grace=2.0):
+        job = scene.create()
+        pod = scene.controller.create_pod(job)
+        scene.controller.unschedulable(pod, GPU)
+        wait_until(lambda: [seen for seen in _pods_seen(scene, job) if seen["status"].get("conditions")])
+        scene.server.silence_watches()
+        scene.controller.schedule(pod)
+        scene.controller.run(pod)
+        wait_told(scene.receiver, "processing")  # by the pods as they are, not as the watch shows them
+        assert not any(map(is_running, _pods_seen(scene, job)))
+        assert not scene.is_given_up(job)
+        scene.server.resume_watches()
+        scene.complete(job)
+    assert not scene.is_given_up(job)
 
 
-def _pods_of(watch: Watching, job: Manifest) -> tuple[Manifest, ...]:
-    snapshot = watch.backend.snapshot(name_of(job))
+def _pods_seen(scene: Scene, job: str) -> tuple[Manifest, ...]:
+    snapshot = scene.watch.backend.snapshot(job)
     return snapshot.pods if snapshot else ()
 
 

@@ -37,7 +37,6 @@ import secrets
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from tests.parts import job_states, pod_states
@@ -66,9 +65,7 @@ class JobController(Kubelet):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.stop()
 
     # By itself

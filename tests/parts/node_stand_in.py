@@ -15,7 +15,6 @@ pod_states.py, which the Job controller of the tests' own API server shares.
 
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, Final, Self
 
 from kubernetes import client
@@ -67,9 +66,7 @@ class NodeStandIn:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._stop.set()
         self._thread.join()
         # Nobody else would end what is bound to this node.

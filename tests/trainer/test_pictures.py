@@ -1,6 +1,7 @@
 """Pictures come on their own while the models load, and are cropped to a size that the UNet takes."""
 
 import gc
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import wait
@@ -94,7 +95,9 @@ def test_picture_that_proves_bad_while_the_unet_loads_ends_the_loading(
     monkeypatch.setattr("trainer.preparation.load_unet", turn_bad)
     monkeypatch.setattr("trainer.preparation.load_vae", loaded.append)
     with pytest.raises(InvalidImageError):
-        prepare(ours, PLAN, [], tiny_base, find_device("no", require_cuda=False, deterministic=True), Interrupt())
+        prepare(
+            ours, PLAN, [], tiny_base, find_device("no", require_cuda=False, deterministic=True), Interrupt()
+        )
     assert not loaded
 
 
@@ -110,15 +113,23 @@ def test_downloads_of_a_killed_run_and_of_this_one_are_removed(tmp_path: Path, p
 
 def test_nothing_waits_for_the_pictures_when_the_start_fails(tmp_path: Path) -> None:
     """A GPU that is missing is said at once, though a host is slow."""
-    fields = {"style_id": 1, "image_paths": ["http://127.0.0.1:1/a.jpg"]}
-    request = TrainingRequest.model_validate(fields)
-    interrupt = Interrupt()
-    ours = ComingPictures(request, make_plan(request, TrainerSettings()), tmp_path / "images", interrupt)
-    with pytest.raises(ZeroDivisionError), ours:
-        _ = 1 / 0
-    # It tries the host again for seconds.
-    assert any(thread.name.startswith("pictures") for thread in threading.enumerate())
-    interrupt.event.set()
+    with socket.create_server(("127.0.0.1", 0)) as host:
+        host.settimeout(60)
+        url = f"http://127.0.0.1:{host.getsockname()[1]}/a.jpg"
+        request = TrainingRequest.model_validate({"style_id": 1, "image_paths": [url]})
+        interrupt = Interrupt()
+        ours = ComingPictures(request, make_plan(request, TrainerSettings()), tmp_path / "images", interrupt)
+        asked: list[socket.socket] = []
+
+        def fail_once_the_host_is_asked() -> None:
+            asked.append(host.accept()[0])
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError), ours:
+            fail_once_the_host_is_asked()
+        with asked[0]:
+            assert any(thread.name.startswith("pictures") for thread in threading.enumerate())
+            interrupt.event.set()
 
 
 def test_collector_works_again_after_imports_that_fail() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tests.trainer.conftest import Workshop, wait_for_line
+from tests.trainer.conftest import Train, Workshop, wait_for_line
 
 IMPATIENT = """
 import os
@@ -23,18 +23,18 @@ os._exit(main(sys.argv[1:]))
 """The trainer, which after a signal waits one second for itself to end, and not 15."""
 
 
-def test_two_processes_make_the_weights_of_one(workshop: Workshop) -> None:
+def test_two_processes_make_the_weights_of_one(workshop: Workshop, train: Train) -> None:
     """The same global batch, divided; to the tolerance of sums in another order."""
-    weights = []
-    for style_id, devices in ((1, "1"), (2, "2")):
-        # Odd batches, so that one process has more images, and once all of them.
-        request = workshop.request(style_id=style_id, batch_size=3, num_epochs=3)
-        process = workshop.start(request, DEVICES=devices)
-        _, log = process.communicate(timeout=120)
-        assert process.returncode == 0, log
-        assert ("2 x CPU" in log) == (devices == "2")
-        weights.append(load_file(workshop.folder(style_id).weights))
-    one, two = weights
+    # Odd batches, so that one process has more images, and once all of them.
+    training = {"batch_size": 3, "num_epochs": 3}
+    process = workshop.start(workshop.request(style_id=2, **training), DEVICES="2")
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+    assert "2 x CPU" in log
+    alone = train(workshop.request(style_id=1, **training), DEVICES="1")
+    assert alone.code == 0, alone.log
+    assert "2 x CPU" not in alone.log
+    one, two = (load_file(workshop.folder(style_id).weights) for style_id in (1, 2))
     difference = sum(float((one[name] - two[name]).square().sum()) for name in one) ** 0.5
     change = sum(float(one[name].square().sum()) for name in one if name.endswith("up.weight")) ** 0.5
     assert change > 0
