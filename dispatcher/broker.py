@@ -17,13 +17,17 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError
 
-from dispatcher.publisher import Publisher, comes_back_too_often
+from dispatcher.handlers import Handlers
+from dispatcher.notice_queue import NoticeQueue
+from dispatcher.publisher import FULL_SECONDS, Publisher, comes_back_too_often
 from dispatcher.queues import Queues, connect, error_text
 from dispatcher.retry import backoff_seconds
 
 _DRAIN_SECONDS: Final = 5.0
-_MOST_HELD_SECONDS: Final = 600.0
 _DEPTH_EVERY: Final = 10.0
+_PREFETCH: Final = 16
+"""One under way and one more for each handler; all of them are held in memory, at up to 16 MiB each."""
+_NOTICE_HANDLERS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,12 @@ class Broker:
         """Stay connected and consume until stop is set; then let what is under way end."""
         attempt = 0
         pool = ThreadPoolExecutor(self._handlers, thread_name_prefix="intake")
+        # Of its own: a backend that does not answer holds a thread, and must hold up no Job.
+        notice_pool = ThreadPoolExecutor(_NOTICE_HANDLERS, thread_name_prefix="notices")
         while not stop.is_set():
             connected_at = time.monotonic()
             try:
-                self._run_connected(pool, stop)
+                self._run_connected(pool, notice_pool, stop)
             except Exception as error:  # noqa: BLE001 - whatever it is, nothing was acked: begin anew
                 # A connection that held for a while starts the back-off afresh.
                 attempt = 1 if time.monotonic() - connected_at > 60 else attempt + 1
@@ -95,8 +101,8 @@ class Broker:
                 stop.wait(delay)
             finally:
                 self._consuming = None
-        # What has not begun is not waited for: its message was not acked and comes again.
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False)
+        notice_pool.shutdown(wait=False)
 
     @property
     def connected(self) -> bool:
@@ -114,16 +120,28 @@ class Broker:
         if consuming:
             consuming.wake()
 
-    def _run_connected(self, pool: ThreadPoolExecutor, stop: threading.Event) -> None:
+    def _run_connected(
+        self, pool: ThreadPoolExecutor, notice_pool: ThreadPoolExecutor, stop: threading.Event
+    ) -> None:
         connection = connect(self._url)
+        handlers, notice_handlers = Handlers(connection, pool), Handlers(connection, notice_pool)
         try:
             consumption = _Consumption(
-                connection, self._queues, pool, self._handle, self._send_notice, self._seen_depth, stop
+                connection,
+                self._queues,
+                handlers,
+                self._handle,
+                notice_handlers,
+                self._send_notice,
+                self._seen_depth,
+                stop,
             )
             self._consuming = consumption
             self._log.info("consuming", queue=self._queues.work)
             consumption.run()
         finally:
+            handlers.cancel()
+            notice_handlers.cancel()
             if connection.is_open:
                 connection.close()
 
@@ -135,33 +153,32 @@ class _Consumption:
         self,
         connection: BlockingConnection,
         queues: Queues,
-        pool: ThreadPoolExecutor,
+        handlers: Handlers,
         handle: Callable[[bytes, str | None], Verdict],
+        notice_handlers: Handlers,
         send_notice: Callable[[bytes], float | None],
         seen_depth: Callable[[int], None],
         stop: threading.Event,
     ) -> None:
         self._connection = connection
         self._queues = queues
-        self._pool = pool
+        self._handlers = handlers
         self._handle = handle
-        self._send_notice = send_notice
+        self._notice_handlers = notice_handlers
         self._seen_depth = seen_depth
         self._stop = stop
         self._depth_due = 0.0
-        self._under_way = 0
+        self._held = 0
         self._consumer: str | None = None
         self._resume_at = 0.0
         self._log = structlog.get_logger("broker")
 
         self._work = connection.channel()
-        self._work.basic_qos(prefetch_count=32)
+        self._work.basic_qos(prefetch_count=_PREFETCH)
         self._work.add_on_cancel_callback(self._cancelled)
-        self._notices = connection.channel()
-        self._notices.basic_qos(prefetch_count=16)
         queues.declare(self._work)
         self._publisher = Publisher(connection, queues)
-        self._notices.basic_consume(queues.notices, self._on_notice)
+        NoticeQueue(connection, queues, self._publisher, notice_handlers, send_notice)
 
     def run(self) -> None:
         while not self._stop.is_set():
@@ -172,7 +189,7 @@ class _Consumption:
             self._connection.process_data_events(time_limit=0.5)
         self._stop_consuming()
         deadline = time.monotonic() + _DRAIN_SECONDS
-        while self._under_way and time.monotonic() < deadline:
+        while self._handlers.under_way + self._notice_handlers.under_way and time.monotonic() < deadline:
             self._connection.process_data_events(time_limit=0.1)
 
     def _look_at_depth(self) -> None:
@@ -191,41 +208,19 @@ class _Consumption:
 
     def _on_message(self, _channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
         if comes_back_too_often(properties):
-            # A copy is the same request: sent twice, after a crash in between, it is one Job still.
-            self._publisher.put_back(properties, body)
-            self._work.basic_ack(method.delivery_tag)
-            return
-        if self._consumer is None:  # delivered before the cancellation took effect
+            self._behind_the_others(method, properties, body)
+        elif self._consumer is None:  # delivered before the cancellation took effect
             self._work.basic_nack(method.delivery_tag, requeue=True)
-            return
-        self._under_way += 1
-        future = self._pool.submit(self._handle_now, body, properties.message_id)
-        future.add_done_callback(partial(self._back_here, partial(self._settle, method, properties, body)))
+        else:
+            work = partial(self._handle_now, body, properties.message_id)
+            self._handlers.run(work, partial(self._settle, method, properties, body))
 
     def _handle_now(self, body: bytes, message_id: str | None) -> Verdict:
         if self._stop.is_set():
             return Postpone(0.0, "the dispatcher stops")
         return self._handle(body, message_id)
 
-    def _on_notice(self, channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
-        if comes_back_too_often(properties):
-            self._to_the_end(channel, method, body)
-            return
-        self._under_way += 1
-        future = self._pool.submit(self._send_notice, body)
-        settle = partial(self._settle_notice, channel, method, body)
-        future.add_done_callback(partial(self._back_here, settle))
-
-    def _back_here(self, settle: Callable[[Future[Any]], None], future: Future[Any]) -> None:
-        """Carry on with a handler's result on the connection's thread, if that still lives."""
-        try:
-            self._connection.add_callback_threadsafe(partial(settle, future))
-        except AMQPError as error:
-            # The message was not acked, so RabbitMQ delivers it again; its Job exists at most once.
-            self._log.info("the connection went before the ack", error=error_text(error))
-
     def _settle(self, method: Any, properties: Any, body: bytes, future: Future[Verdict]) -> None:
-        self._under_way -= 1
         error = future.exception()
         verdict = Postpone(5.0, f"unexpected: {error_text(error)}") if error else future.result()
         if error:
@@ -234,8 +229,12 @@ class _Consumption:
             case Ack():
                 self._work.basic_ack(method.delivery_tag)
             case Refuse(reason, notice):
-                self._publisher.refuse(properties, body, reason, notice)
-                self._work.basic_ack(method.delivery_tag)
+                if self._publisher.refuse(properties, body, reason):
+                    self._notify(method, notice)
+                else:
+                    # Where such ones take up half of what is held here, they make way for good ones sooner.
+                    seconds = FULL_SECONDS if self._held < _PREFETCH // 2 else 1.0
+                    self._hold(seconds, partial(self._behind_the_others, method, properties, body))
             case Postpone(seconds, reason):
                 self._work.basic_nack(method.delivery_tag, requeue=True)
                 if self._consumer is not None:
@@ -243,25 +242,27 @@ class _Consumption:
                 self._stop_consuming()
                 self._resume_at = time.monotonic() + seconds
 
-    def _settle_notice(
-        self, channel: BlockingChannel, method: Any, body: bytes, future: Future[float | None]
-    ) -> None:
-        self._under_way -= 1
-        error = future.exception()
-        if error:
-            self._log.error("a notice could not be sent", exc_info=error)
-        again_in = 60.0 if error else future.result()
-        if again_in is None:
-            channel.basic_ack(method.delivery_tag)
+    def _notify(self, method: Any, notice: bytes | None) -> None:
+        if notice is None or self._publisher.notify(notice):
+            self._work.basic_ack(method.delivery_tag)
         else:
-            # Held no longer than RabbitMQ allows.
-            seconds = min(again_in, _MOST_HELD_SECONDS)
-            self._connection.call_later(seconds, partial(self._to_the_end, channel, method, body))
+            self._hold(FULL_SECONDS, partial(self._notify, method, notice))
 
-    def _to_the_end(self, channel: BlockingChannel, method: Any, body: bytes) -> None:
-        """Put a notice behind the others, which a few that cannot be delivered would hold up else."""
-        self._publisher.notify(body)
-        channel.basic_ack(method.delivery_tag)
+    def _behind_the_others(self, method: Any, properties: Any, body: bytes) -> None:
+        """Put a copy there. It is the same request: sent twice, after a crash in between, it is one Job."""
+        if self._publisher.put_back(properties, body):
+            self._work.basic_ack(method.delivery_tag)
+        else:
+            self._hold(FULL_SECONDS, partial(self._behind_the_others, method, properties, body))
+
+    def _hold(self, seconds: float, then: Callable[[], None]) -> None:
+        """Keep a message unacked for so long, since a queue is full."""
+        self._held += 1
+        self._connection.call_later(seconds, partial(self._let_go, then))
+
+    def _let_go(self, then: Callable[[], None]) -> None:
+        self._held -= 1
+        then()
 
     def _stop_consuming(self) -> None:
         if self._consumer is not None:

@@ -13,6 +13,10 @@ No pika, kubernetes or requests exception leaves the module that talks to that c
 """
 
 from dataclasses import dataclass
+from typing import Final
+
+MAX_REASON: Final = 2000
+"""Characters: a refusal's reason is a sentence, and goes into a header, a PATCH and a log."""
 
 
 class DispatcherError(Exception):
@@ -30,7 +34,7 @@ class Sender:
 
 class RefusedMessageError(DispatcherError):
     def __init__(self, reason: str, sender: Sender) -> None:
-        super().__init__(reason)
+        super().__init__(reason if len(reason) <= MAX_REASON else reason[: MAX_REASON - 1] + "…")
         self.sender = sender
 
 

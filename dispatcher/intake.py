@@ -157,7 +157,8 @@ class Intake:
         )
         payload = report.failed(sender.style_id, sender.task_id, failure)
         # A task_id may hold what no header may.
-        refusal = hashlib.sha256(f"{sender.task_id}\0{reason}".encode(errors="replace"))
+        told = f"{sender.style_id}\0{sender.task_id}\0{reason}"
+        refusal = hashlib.sha256(told.encode(errors="replace"))
         delivery_id = f"msg_{refusal.hexdigest()[:32]}_refused"
         return Refuse(reason, json.dumps({"url": url, "payload": payload, "id": delivery_id}).encode())
 

@@ -7,16 +7,19 @@ from typing import Any, Final, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from dispatcher.errors import RefusedMessageError, Sender
-from job_contract.request import StyleId, TrainingRequest, WebhookUrl, explain
+from job_contract.request import StyleId, TaskId, TrainingRequest, WebhookUrl, explain
 
 T = TypeVar("T")
 
 MESSAGE_TYPE: Final = "model_training"
+MAX_BODY_BYTES: Final = 2**20
+"""Far more than any request that can be kept, however it is escaped. Read, it may take 20 times as much."""
 MAX_REQUEST_BYTES: Final = 200_000
 """The request becomes an annotation, and Kubernetes keeps at most 256 KiB of those on an object."""
 
 _PARAMETERS: Final = {"epochs": "num_epochs", "learning_rate": "learning_rate", "batch_size": "batch_size"}
 _STYLE_ID: Final[TypeAdapter[int | str]] = TypeAdapter(StyleId)
+_TASK_ID: Final[TypeAdapter[str]] = TypeAdapter(TaskId)
 _WEBHOOK_URL: Final[TypeAdapter[str]] = TypeAdapter(WebhookUrl)
 
 
@@ -54,6 +57,10 @@ def parse_message(body: bytes, message_id: str | None = None) -> TrainingRequest
 
 
 def _load(body: bytes, sender: Sender) -> dict[str, Any]:
+    if len(body) > MAX_BODY_BYTES:
+        raise RefusedMessageError(
+            f"the body is {len(body)} bytes of JSON, at most {MAX_BODY_BYTES} are read", sender
+        )
     try:
         payload = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -94,7 +101,7 @@ def _flatten(payload: dict[str, Any], identity: str) -> dict[str, Any]:
 def _sender(fields: dict[str, Any]) -> Sender:
     return Sender(
         style_id=_valid(_STYLE_ID, fields.get("style_id")),
-        task_id=fields["task_id"] if isinstance(fields["task_id"], str) else None,
+        task_id=_valid(_TASK_ID, fields["task_id"]),
         webhook_url=_valid(_WEBHOOK_URL, fields.get("webhook_url")),
     )
 

@@ -10,6 +10,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker
 from pika.exchange_type import ExchangeType
 
 from dispatcher.errors import BrokerUnavailableError
+from dispatcher.headers import Properties
 from job_contract.redaction import redact
 
 REASON_HEADER: Final = "x-refusal-reason"
@@ -79,6 +80,7 @@ def connect(url: str) -> BlockingConnection:
         parameters.heartbeat = 30 if parameters.heartbeat is None else parameters.heartbeat
         parameters.blocked_connection_timeout = 60
         parameters.socket_timeout = parameters.stack_timeout = 15
+        pika.spec.props[Properties.INDEX] = Properties  # what pika makes of the properties that arrive
         return pika.BlockingConnection(parameters)
     except (AMQPError, OSError, ValueError, LookupError) as error:
         raise BrokerUnavailableError(

@@ -164,6 +164,57 @@ def test_notices_that_cannot_be_delivered_do_not_hold_up_the_others(amqp: Amqp) 
         assert delivered.wait(15)
 
 
+def test_a_backend_that_never_answers_holds_up_no_message(amqp: Amqp) -> None:
+    """More notices than there are threads, each held for a PATCH's time, once held up every Job."""
+    answers, told = threading.Event(), set[bytes]()
+    handled: list[bytes] = []
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        if body.startswith(b"bad"):
+            return Refuse("no", notice=body)
+        handled.append(body)
+        return Ack()
+
+    def send(body: bytes) -> None:
+        answers.wait(60)
+        told.add(body)
+
+    bad = {amqp.publish(b"bad-%d" % number) for number in range(20)}
+    with consuming(amqp.url, amqp.queues, handle, send):
+        wait_until(lambda: amqp.depth(amqp.queues.dead) == 20)
+        amqp.publish(b"good")
+        wait_until(lambda: handled == [b"good"] and is_empty(amqp))
+        assert told == set()
+        answers.set()
+        wait_until(lambda: told == bad)
+
+
+def test_notices_do_not_pile_up_while_connections_break_and_a_backend_never_answers(
+    amqp: Amqp, proxy: TcpProxy
+) -> None:
+    """What waited for a thread was left to wait, and came again on each connection."""
+    answers, sends = threading.Event(), Counter[bytes]()
+
+    def send(body: bytes) -> None:
+        sends[body] += 1
+        answers.wait(60)
+
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        channel = connection.channel()
+        channel.queue_declare(amqp.queues.notices, durable=True)
+        for number in range(20):
+            channel.basic_publish("", amqp.queues.notices, b"notice %d" % number)
+    with consuming(through(amqp.url, proxy.port), amqp.queues, lambda _b, _i: Ack(), send) as broker:
+        for _ in range(3):
+            wait_until(lambda: amqp.depth(amqp.queues.notices) == 4 and len(sends) == 4, what="16 are here")
+            proxy.cut()
+            wait_until(lambda: not broker.connected)
+        wait_until(lambda: amqp.depth(amqp.queues.notices) == 4)
+        answers.set()
+        wait_until(lambda: len(sends) == 20 and is_empty(amqp, amqp.queues.notices))
+    assert sends.total() <= 24
+
+
 def test_a_handler_that_raises_loses_nothing_and_stops_nothing(amqp: Amqp) -> None:
     seen: Counter[bytes] = Counter()
 
@@ -185,16 +236,18 @@ def test_18_postponing_cancels_the_consumer_and_holds_nothing(amqp: Amqp) -> Non
     """Held messages run into consumer_timeout while a cluster is full, which closes the channel."""
     full = threading.Event()
     full.set()
-    seen: list[bytes] = []
+    postponed, seen = threading.Event(), list[bytes]()
 
     def handle(body: bytes, _message_id: str | None) -> Verdict:
         if full.is_set():
+            postponed.set()
             return Postpone(3600, "the cluster is full")
         seen.append(body)
         return Ack()
 
     bodies = [amqp.publish(message()) for _ in range(50)]
     with consuming(amqp.url, amqp.queues, handle) as broker:
+        assert postponed.wait(15)
         wait_until(lambda: amqp.state(amqp.queues.work) == (50, 0), what="all ready, no consumer")
         full.clear()
         broker.resume()

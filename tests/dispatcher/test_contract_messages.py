@@ -1,6 +1,10 @@
 """What crosses between trainer and dispatcher survives the crossing: outcome, progress, redaction."""
 
 import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -107,6 +111,9 @@ def test_reading_progress_from_any_log_never_raises(log: str) -> None:
         ("authorization: basic aGlkZGVu", "aGlkZGVu"),
         ("'https://host/a?sig=hidden' and \"http://host/b?sig=hidden\"", "hidden"),
         ("S3://bucket/key?versionId=hidden", "hidden"),
+        ("https://host/it's.jpg?X-Amz-Signature=hidden failed", "hidden"),
+        ("'https://host/a.jpg?name=it's&sig=hidden'", "hidden"),
+        ("https://host/#/a.jpg?sig=hidden", "hidden"),
     ],
 )
 def test_secrets_are_taken_out_of_a_text(text: str, secret: str) -> None:
@@ -121,10 +128,43 @@ def test_secrets_are_taken_out_of_a_text(text: str, secret: str) -> None:
         "epoch 1/2  loss 0.1  ETA 0:00:01",
         "mail someone@example.com",
         json.dumps({"failure_code": "INVALID_IMAGES"}),
+        "is it '/data/a.jpg'? Yes, or \"/data/b.jpg\"?",
     ],
 )
 def test_a_text_without_secrets_stays_as_it_is(text: str) -> None:
     assert redact(text) == text
+
+
+HOSTILE = ["a-", "a.", "a://", "/", "a?", "@a://", "Bearer ", " ", "?/", "a-://", " /", "'a://", "Basic \t"]
+
+
+def test_no_text_takes_more_than_its_length_to_redact() -> None:
+    """A task_id of 80,000 characters once stopped every thread for minutes; these would take days."""
+    program = (
+        "import sys; from job_contract.redaction import redact\n"
+        "for unit in sys.argv[1:]: redact(unit * 250_000); redact('Bearer' + unit * 250_000)"
+    )
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", program, *HOSTILE], env=path, check=True, timeout=100)
+
+
+USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)[^\s/?#@]*@", re.IGNORECASE)
+QUERY = re.compile(r"(?P<url>(?:\b[a-z][a-z0-9+.-]*://|(?<![\w.])/)[^\s?<>]*)\?[^\s<>]+", re.IGNORECASE)
+BEARER = re.compile(r"(?P<scheme>\b(?:Bearer|Basic)\s+)[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
+
+
+@given(st.lists(st.sampled_from([*HOSTILE, "a", "x=1", "@", ":", "<", ".", "https://h", "é", "'s"])))
+def test_redacting_is_what_three_expressions_say_that_take_the_square_of_the_length(parts: list[str]) -> None:
+    text = "".join(parts)
+    said = QUERY.sub(r"\g<url>?***", USER.sub(r"\g<scheme>***@", text))
+    assert redact(text) == BEARER.sub(r"\g<scheme>***", said)
+
+
+def test_the_quotes_around_a_url_stay() -> None:
+    text = json.dumps(
+        [{"url": "https://host/a?sig=x", "next": "/b?c=d"}, "why?because"], separators=(",", ":")
+    )
+    assert json.loads(redact(text)) == [{"url": "https://host/a?***", "next": "/b?***"}, "why?because"]
 
 
 @given(st.text())

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from dispatcher.errors import RefusedMessageError
-from dispatcher.message import MAX_REQUEST_BYTES, parse_message
-from job_contract.request import TrainingRequest
+from dispatcher.errors import MAX_REASON, RefusedMessageError, Sender
+from dispatcher.message import MAX_BODY_BYTES, MAX_REQUEST_BYTES, parse_message
+from job_contract.request import MAX_IMAGES, TrainingRequest
 
 PLAIN: dict[str, Any] = {
     "style_id": 42,
@@ -167,7 +168,7 @@ def test_a_byte_order_mark_is_harmless() -> None:
 
 
 def test_a_request_that_no_annotation_holds_is_refused_before_kubernetes_does() -> None:
-    reason = str(refusal({**PLAIN, "image_paths": [f"/{'ü' * 2000}{n}" for n in range(100)]}))
+    reason = str(refusal({**PLAIN, "image_paths": [f"/{'ü' * 1000}{n}" for n in range(100)]}))
     assert reason.startswith("image_paths")
     assert str(MAX_REQUEST_BYTES) in reason
 
@@ -178,6 +179,34 @@ def test_the_refused_sender_is_known_as_far_as_it_can_be_read() -> None:
     assert sender.webhook_url == PLAIN["webhook_url"]
     assert refusal({**PLAIN, "style_id": "../x"}).sender.style_id is None
     assert refusal({**PLAIN, "num_epochs": 0, "webhook_url": "no url"}).sender.webhook_url is None
+
+
+def test_half_a_million_wrong_captions_are_one_fault() -> None:
+    """One fault for each took more memory than the container may have, and made a reason of 21 MB."""
+    error = refusal({**PLAIN, "captions": [1] * 300_000})
+    assert isinstance(error.__cause__, ValidationError)
+    assert error.__cause__.error_count() <= MAX_IMAGES + 1
+    assert str(error).startswith("captions should have at most 100 items")
+
+
+def test_a_body_larger_than_any_request_is_refused_unread() -> None:
+    body = json.dumps({**PLAIN, "padding": "x" * MAX_BODY_BYTES}).encode()
+    with pytest.raises(
+        RefusedMessageError, match=f"the body is {len(body)} bytes.*{MAX_BODY_BYTES}"
+    ) as caught:
+        parse_message(body)
+    assert caught.value.sender.task_id == hashlib.sha256(body).hexdigest()
+
+
+def test_a_reason_is_never_longer_than_a_header_a_patch_and_a_log_can_bear() -> None:
+    assert str(RefusedMessageError("short.", Sender())) == "short."
+    long = str(RefusedMessageError("x" * 100_000, Sender()))
+    assert (len(long), long[-2:]) == (MAX_REASON, "x…")
+
+
+@pytest.mark.parametrize("task_id", ["t" * 257, "t" * 1_000_000 + "\ud800", "", 7, ["t"]])
+def test_a_task_id_that_is_none_is_told_to_nobody(task_id: object) -> None:
+    assert refusal({**PLAIN, "task_id": task_id}).sender == Sender(42, None, PLAIN["webhook_url"])
 
 
 def test_identity_is_task_id_then_message_id_then_the_body() -> None:

@@ -66,6 +66,81 @@ def test_a_worker_that_waits_for_a_late_name_wakes_for_an_early_one() -> None:
     assert got == ["early"]
 
 
+def test_what_is_slow_comes_to_no_worker_for_quick_work() -> None:
+    queue = WorkQueue()
+    queue.add("slow", slow=True)
+    queue.add("quick")
+    assert queue.get(slow=False) == "quick"
+    queue.done("quick")
+    queue.add("later", delay=0.05)
+    assert queue.get(slow=False) == "later"
+    assert queue.get() == "slow"
+
+
+def test_a_change_of_what_waits_as_slow_has_it_looked_at_by_any_worker() -> None:
+    """What is due by now may be quick: a training is cancelled whose status hangs."""
+    queue = WorkQueue()
+    queue.add("a", slow=True)
+    queue.add("a")
+    assert queue.get(slow=False) == "a"
+    queue.add("a", slow=True)
+    queue.add("a", delay=3600)
+    queue.done("a")
+    assert queue.get(slow=False) == "a"
+    queue.done("a")
+    assert len(queue) == 0
+
+
+def test_what_is_slow_wakes_a_worker_that_takes_it_though_others_wait_longer() -> None:
+    queue = WorkQueue()
+    got: list[str | None] = []
+    quick = [threading.Thread(target=lambda: queue.get(slow=False)) for _ in range(3)]
+    for thread in quick:
+        thread.start()
+    worker = threading.Thread(target=lambda: got.append(queue.get()))
+    worker.start()
+    queue.add("a", slow=True)
+    worker.join(5)
+    assert got == ["a"]
+    queue.close()
+
+
+def test_a_name_that_fails_comes_later_each_time_until_it_succeeds() -> None:
+    queue = WorkQueue(first_retry_seconds=0.02, most_retry_seconds=3600)
+
+    def fails() -> float:
+        """Return how long after its failure the name comes again."""
+        began = time.monotonic()
+        queue.add_failed("a")
+        queue.done("a")
+        assert queue.get() == "a"
+        return time.monotonic() - began
+
+    queue.add("a")
+    assert queue.get() == "a"
+    assert fails() >= 0.02 * 0.8
+    assert fails() >= 0.04 * 0.8
+    queue.add("a", slow=True)  # who found it slow has not done it
+    queue.succeeded("a")
+    queue.done("a")
+    assert queue.get() == "a"
+    assert fails() >= 0.08 * 0.8
+    for _ in range(30):
+        queue.add_failed("a")  # the next would come after an hour
+    queue.succeeded("a")
+    queue.done("a")
+    assert queue.get() == "a"
+    queue.add_failed("a")
+    queue.add_failed("b", at_least=3600)
+    queue.done("a")
+    got: list[str | None] = []
+    worker = threading.Thread(target=lambda: got.append(queue.get()))
+    worker.start()
+    worker.join(5)
+    assert got == ["a"]
+    queue.close()
+
+
 def test_closing_wakes_every_worker() -> None:
     queue = WorkQueue()
     got: list[str | None] = []

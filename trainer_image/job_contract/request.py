@@ -35,6 +35,8 @@ def _style_id(value: object) -> object:
 
 
 StyleId = Annotated[int | str, BeforeValidator(_style_id)]
+Caption = Annotated[str, StringConstraints(max_length=1000)]
+TaskId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 WebhookUrl = Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#]+[^\s]*$", max_length=2048)]
 
 
@@ -50,10 +52,10 @@ class TrainingRequest(BaseModel):
     """The whole URL that is PATCHed; without it the dispatcher derives one from BACKEND_URL."""
     num_epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = DEFAULT_EPOCHS
     """Passes over the images, whatever the batch size."""
-    task_id: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
+    task_id: TaskId | None = None
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     batch_size: Annotated[int, Field(ge=1, le=MAX_IMAGES)] | None = None
-    captions: Annotated[list[Annotated[str, StringConstraints(max_length=1000)]], Field()] | None = None
+    captions: Annotated[list[Caption], Field(max_length=MAX_IMAGES)] | None = None
     """One per image, in the order of image_paths."""
     trigger_word: Annotated[str, StringConstraints(min_length=1, max_length=100)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None

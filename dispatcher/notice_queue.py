@@ -1,0 +1,66 @@
+"""The queue of notices: what the backend is to be told of refused messages, kept until it was told."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
+
+from dispatcher.handlers import Handlers
+from dispatcher.publisher import FULL_SECONDS, Publisher, comes_back_too_often
+from dispatcher.queues import Queues
+
+_MOST_HELD_SECONDS: Final = 600.0
+
+
+class NoticeQueue:
+    """Consumes the notices from its making on, on the connection's thread.
+
+    Args:
+        handlers: threads that messages do not wait for, since a backend may take its time to answer.
+        send: a notice's body to the seconds after which to try again, or None when it is done.
+    """
+
+    def __init__(
+        self,
+        connection: BlockingConnection,
+        queues: Queues,
+        publisher: Publisher,
+        handlers: Handlers,
+        send: Callable[[bytes], float | None],
+    ) -> None:
+        self._connection = connection
+        self._publisher = publisher
+        self._handlers = handlers
+        self._send = send
+        self._log = structlog.get_logger("broker")
+        self._channel = connection.channel()
+        self._channel.basic_qos(prefetch_count=16)
+        self._channel.basic_consume(queues.notices, self._on_notice)
+
+    def _on_notice(self, _channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
+        if comes_back_too_often(properties):
+            self._to_the_end(method, body)
+        else:
+            self._handlers.run(partial(self._send, body), partial(self._settle, method, body))
+
+    def _settle(self, method: Any, body: bytes, future: Future[float | None]) -> None:
+        error = future.exception()
+        if error:
+            self._log.error("a notice could not be sent", exc_info=error)
+        again_in = 60.0 if error else future.result()
+        if again_in is None:
+            self._channel.basic_ack(method.delivery_tag)
+        else:
+            # Held no longer than RabbitMQ allows.
+            seconds = min(again_in, _MOST_HELD_SECONDS)
+            self._connection.call_later(seconds, partial(self._to_the_end, method, body))
+
+    def _to_the_end(self, method: Any, body: bytes) -> None:
+        """Put a notice behind the others, which a few that cannot be delivered would hold up else."""
+        if self._publisher.notify(body):
+            self._channel.basic_ack(method.delivery_tag)
+        else:
+            self._connection.call_later(FULL_SECONDS, partial(self._to_the_end, method, body))

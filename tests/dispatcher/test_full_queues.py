@@ -1,0 +1,137 @@
+"""What a queue does not take, since its limit is reached, is kept: it holds up no good message."""
+
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from dispatcher.broker import Ack, Refuse, Verdict
+from dispatcher.queues import Queues
+from tests.dispatcher.support import Amqp, wait_until
+from tests.dispatcher.test_broker import consuming
+from tests.parts.broker import RabbitNode
+
+
+@pytest.fixture(scope="module")
+def limited_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
+    """A broker with a policy that lets few messages into some queues."""
+    limits = {r"^full.*\.dead$": 1, r"^mute.*\.notices$": 0}
+    definitions = {
+        "users": [{"name": "guest", "password": "guest", "tags": "administrator"}],
+        "vhosts": [{"name": "/"}],
+        "permissions": [{"user": "guest", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"}],
+        "policies": [
+            {
+                "vhost": "/",
+                "name": pattern,
+                "pattern": pattern,
+                "apply-to": "queues",
+                "definition": {"max-length": length, "overflow": "reject-publish"},
+            }
+            for pattern, length in limits.items()
+        ],
+    }
+    folder = tmp_path_factory.mktemp("limited-rabbit")
+    (folder / "definitions.json").write_text(json.dumps(definitions))
+    with RabbitNode(folder / "node", {"load_definitions": str(folder / "definitions.json")}) as node:
+        yield node
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a full queue did not take is tried again at once, nearly."""
+    monkeypatch.setattr("dispatcher.broker.FULL_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("soon")
+def test_full_dead_letters_hold_up_no_good_message_and_lose_no_bad_one(limited_rabbit: RabbitNode) -> None:
+    """The connection broke at each of them, and with it the acks of the good ones."""
+    amqp = Amqp(limited_rabbit.url, Queues("full"))
+    seen: Counter[bytes] = Counter()
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen[body] += 1
+        return Refuse("no", notice=body) if body.startswith(b"bad") else Ack()
+
+    # More than are held at a time, and than are prefetched.
+    bad = [amqp.publish(b"bad %d" % number, message_id="m", expiration="600000") for number in range(24)]
+    good = [amqp.publish(b"good %d" % number) for number in range(20)]
+    told: list[bytes] = []
+    with capture_logs() as logs, consuming(amqp.url, amqp.queues, handle, told.append) as broker:
+        connection = wait_until(lambda: broker._consuming)
+        wait_until(lambda: set(good) <= seen.keys())
+        letters: list[tuple[Any, bytes]] = []
+        while len(letters) < len(bad):  # each that is taken out makes room for one
+            letters += wait_until(lambda: amqp.take_all(amqp.queues.dead), timeout=30)
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1) and len(told) == len(bad))
+        assert broker._consuming is connection
+    assert sorted(body for _, body in letters) == sorted(bad) == sorted(told)
+    assert all(seen[body] == 1 for body in good)
+    assert {(letter.message_id, letter.expiration) for letter, _ in letters} == {("m", None)}
+    assert [line["event"] for line in logs if line["log_level"] == "error"] == [
+        "the dead letters take no more: empty or enlarge full.dead. What was to go there is kept and tried "
+        "again."
+    ]
+
+
+def test_full_dead_letters_are_not_tried_again_and_again_without_a_pause(limited_rabbit: RabbitNode) -> None:
+    amqp = Amqp(limited_rabbit.url, Queues("full-calm"))
+    tries: Counter[bytes] = Counter()
+    few = threading.Event()
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        tries[body] += 1
+        return Refuse("no")
+
+    for number in range(8):
+        amqp.publish(b"bad %d" % number)
+    with consuming(amqp.url, amqp.queues, handle):
+        wait_until(lambda: len(tries) == 8)
+        assert not few.wait(2)
+    # Of those that are held, each is tried once in ten seconds.
+    assert sum(tries.values()) == 8
+    assert amqp.depth(amqp.queues.work) + amqp.depth(amqp.queues.dead) == 8
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_message_that_the_dead_letters_do_not_take_goes_back_as_it_came(limited_rabbit: RabbitNode) -> None:
+    amqp = Amqp(limited_rabbit.url, Queues("full-cycle"))
+    tries: Counter[bytes] = Counter()
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        tries[body] += 1
+        return Refuse("no")
+
+    bodies = [amqp.publish(b"%d" % number, expiration="600000", headers={"a": "b"}) for number in range(3)]
+    with consuming(amqp.url, amqp.queues, handle):
+        wait_until(lambda: max(tries.values(), default=0) >= 4)
+    [dead], waiting = amqp.take_all(amqp.queues.dead), amqp.take_all(amqp.queues.work)
+    assert sorted([dead[1], *(body for _, body in waiting)]) == bodies
+    assert {(kept.expiration, tuple(kept.headers.items())) for kept, _ in waiting} == {
+        ("600000", (("a", "b"),))
+    }
+
+
+@pytest.mark.usefixtures("soon")
+def test_a_notice_that_its_queue_does_not_take_makes_one_dead_letter_only(
+    limited_rabbit: RabbitNode,
+) -> None:
+    amqp = Amqp(limited_rabbit.url, Queues("mute"))
+    seen: list[bytes] = []
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen.append(body)
+        return Refuse("no", notice=b"tell") if body == b"bad" else Ack()
+
+    amqp.publish(b"bad")
+    with consuming(amqp.url, amqp.queues, handle):
+        wait_until(lambda: amqp.depth(amqp.queues.dead) == 1)
+        for number in range(10):
+            amqp.publish(b"good %d" % number)
+        wait_until(lambda: len(seen) == 11)
+    assert amqp.depth(amqp.queues.dead) == 1
+    assert amqp.take_all(amqp.queues.work)[0][1] == b"bad"
