@@ -7,6 +7,7 @@ failure. Why a Job failed is in failure_reasons.py, why it does not start in stu
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from dispatcher.failure_reasons import failure_of_job
 from dispatcher.job import request_of, style_of
-from dispatcher.pod_status import condition, has_started, is_running, terminated
+from dispatcher.pod_status import condition, has_started, is_running, ran_for, terminated
 from dispatcher.stuck import Stuck, Unexplained, what_holds
 from job_contract import names
 from job_contract.outcome import FailureCode, TrainingFailure, TrainingResult, decode
@@ -41,6 +42,8 @@ class Diagnosis:
     failure: TrainingFailure | None = None
     stuck: Stuck | None = None
     unexplained: Unexplained | None = None
+    ran: timedelta = timedelta()
+    """Of one that waits: how long its earlier attempts ran."""
     running_pod: str | None = None
     """A container that runs, even where the Job is over: it may still be saving."""
 
@@ -77,11 +80,12 @@ def diagnose(
         return replace(_deleted(job, pods, started), running_pod=running)
     if running:
         return Diagnosis(Phase.RUNNING, started, running_pod=running)
+    ran = sum(map(ran_for, pods), timedelta())
     match what_holds(job, pods, events):
         case Stuck() as stuck:
-            return Diagnosis(Phase.WAITING, started, stuck=stuck)
+            return Diagnosis(Phase.WAITING, started, stuck=stuck, ran=ran)
         case unexplained:
-            return Diagnosis(Phase.WAITING, started, unexplained=unexplained)
+            return Diagnosis(Phase.WAITING, started, unexplained=unexplained, ran=ran)
 
 
 def _completed(job: dict[str, Any], pods: Sequence[dict[str, Any]], started: bool) -> Diagnosis:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
+from dispatcher.deadline import own_seconds
 from dispatcher.pod_status import Thing, condition, disruption, short, terminated
 from job_contract.outcome import ExitCode, FailureCode, TrainingFailure, decode
 
@@ -35,15 +36,23 @@ def failure_of_job(job: Thing, pods: Sequence[Thing]) -> TrainingFailure:
     """Say why a Job with a Failed condition failed; pods are in the order in which they were made."""
     failed = condition(job, "Failed") or {}
     if failed.get("reason") == "DeadlineExceeded":
-        limit = job.get("spec", {}).get("activeDeadlineSeconds")
-        within = f" within its {limit} seconds" if limit else ""
+        own = own_seconds(job)
+        within = f" within its {own} seconds" if own else ""
         return TrainingFailure(
             failure_code=FailureCode.DEADLINE_EXCEEDED,
-            failure_reason=f"The training did not finish{within}, its wait for a GPU included; use fewer "
-            "epochs or images, raise the deadline (JOB_DEADLINE_SECONDS), or let requests wait in the queue "
-            "(MAX_ACTIVE_JOBS).",
+            failure_reason=f"The training did not finish{within}; use fewer epochs or images, "
+            "or raise the deadline (JOB_DEADLINE_SECONDS).",
         )
     return _last_failure(pods) or _failure_without_pods(failed)
+
+
+def failure_without_file(model_path: str) -> TrainingFailure:
+    """Say that a trainer has reported weights which are not there."""
+    return TrainingFailure(
+        failure_code=FailureCode.STORAGE_ERROR,
+        failure_reason=f"The trainer reported {model_path}, but no file is there; "
+        "check the disk and the models folder, then send the request again.",
+    )
 
 
 def _failure_without_pods(failed: Thing) -> TrainingFailure:
@@ -104,9 +113,11 @@ def _failure_of_container(pod: Thing, ended: Thing) -> TrainingFailure:
             failure_reason="The trainer's container could not be started "
             f"({short(ended.get('message') or reason)}); check TRAINER_IMAGE.",
         )
+    unknown = FailureCode.TRAINING_ERROR, f"The trainer ended with exit code {code}"
+    failure_code, sentence = _BY_EXIT_CODE.get(code or 0, unknown)
     return TrainingFailure(
-        failure_code=FailureCode.TRAINING_ERROR,
-        failure_reason=f"The trainer ended with exit code {code} and left no reason; look at its log.",
+        failure_code=failure_code,
+        failure_reason=f"{sentence}; it left no reason that can be read, so look at its log.",
     )
 
 

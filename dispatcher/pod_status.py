@@ -1,7 +1,7 @@
 """What the status of a Job or of a pod says: conditions and the trainer's container. Pure."""
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from job_contract import names
@@ -68,6 +68,15 @@ def has_started(pod: Thing) -> bool:
     if ended:
         return ended.get("reason") not in ("StartError", "ContainerCannotRun", "ContainerStatusUnknown")
     return is_running(pod)
+
+
+def ran_for(pod: Thing) -> timedelta:
+    """Return for how long a container ran that has ended."""
+    ended = terminated(pod)
+    if not ended or not has_started(pod):
+        return timedelta()
+    began, finished = time_of(ended.get("startedAt")), time_of(ended.get("finishedAt"))
+    return finished - began if began and finished else timedelta()
 
 
 def short(text: object, limit: int = 300) -> str:

@@ -10,8 +10,10 @@ from typing import Final
 import structlog
 
 from dispatcher.backends import Backend, Snapshot
+from dispatcher.deadline import with_deadline
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, diagnose
 from dispatcher.errors import BackendUnavailableError, StaleJobError
+from dispatcher.failure_reasons import failure_without_file
 from dispatcher.job import style_of, task_of
 from dispatcher.metrics import Metrics
 from dispatcher.pod_status import has_ended
@@ -20,6 +22,7 @@ from dispatcher.relay_step import (
     LOOK_AGAIN_SECONDS,
     TERMINAL_ANNOTATION,
     Adopt,
+    Extend,
     GiveUp,
     ReadEvents,
     Release,
@@ -30,17 +33,18 @@ from dispatcher.relay_step import (
     Wait,
     next_step,
 )
-from dispatcher.retry import backoff_seconds
 from dispatcher.room import Room
 from dispatcher.style_lanes import StyleLanes, end_of_hold
 from dispatcher.teller import Teller, finalizers_of, patch_job
 from dispatcher.webhook import Webhook
 from dispatcher.work_queue import WorkQueue
 from job_contract import names
-from job_contract.outcome import FailureCode, TrainingFailure
+from job_contract.outcome import TrainingFailure
 
 _BLIND_SECONDS: Final = 120.0
 """A watch that is well hears of the API server twice in this time."""
+_STARTERS: Final = 4
+"""Workers that tell nothing: those that do may all be waiting for a backend."""
 
 
 class Relay:
@@ -65,10 +69,9 @@ class Relay:
         self._now = now
         self._finished = finished
         self._may_relay = may_relay
-        self._queue = WorkQueue()
+        self._queue = WorkQueue(options.first_retry_seconds, options.most_retry_seconds)
         self._lanes: dict[str, Lane] = {}
         self._room = Room(now)
-        self._failures: Counter[str] = Counter()
         self._log = structlog.get_logger("relay")
 
     def changed(self, name: str) -> None:
@@ -79,10 +82,11 @@ class Relay:
         """Return how many Jobs are in which phase."""
         return dict(Counter(lane.phase for lane in list(self._lanes.values()) if lane.phase))
 
-    def start(self, workers: int) -> list[threading.Thread]:
-        """Start the worker threads; they end after `close`."""
+    def start(self, tellers: int) -> list[threading.Thread]:
+        """Start so many worker threads, and a few that tell the backend nothing; they end after `close`."""
         threads = [
-            threading.Thread(target=self._work, name=f"relay-{i}", daemon=True) for i in range(workers)
+            threading.Thread(target=self._work, args=(i < tellers,), name=f"relay-{i}", daemon=True)
+            for i in range(tellers + _STARTERS)
         ]
         for thread in threads:
             thread.start()
@@ -91,26 +95,26 @@ class Relay:
     def close(self) -> None:
         self._queue.close()
 
-    def _work(self) -> None:
-        while (name := self._queue.get()) is not None:
+    def _work(self, tells: bool) -> None:
+        while (name := self._queue.get(slow=tells)) is not None:
             structlog.contextvars.clear_contextvars()
             structlog.contextvars.bind_contextvars(job=name)
             try:
-                self._look_at(name)
-                self._failures.pop(name, None)
+                self._look_at(name, tells)
+                self._queue.succeeded(name)
             except StaleJobError:
                 self._queue.add(name, self._options.first_retry_seconds)
             except BackendUnavailableError as error:
                 self._log.warning("the Job could not be updated", error=str(error))
-                self._queue.add(name, self._delay(name, error.retry_after))
+                self._queue.add_failed(name, error.retry_after)
             except Exception:  # noqa: BLE001 - the worker's last resort
                 # One bad Job must not stop the rest; it is looked at again.
                 self._log.exception("a Job could not be relayed")
-                self._queue.add(name, self._delay(name))
+                self._queue.add_failed(name)
             finally:
                 self._queue.done(name)
 
-    def _look_at(self, name: str) -> None:
+    def _look_at(self, name: str, tells: bool) -> None:
         """Take steps until nothing more is due now."""
         while (snapshot := self._backend.snapshot(name)) is not None:
             lane = self._lane(name, snapshot)
@@ -127,6 +131,9 @@ class Relay:
             structlog.contextvars.bind_contextvars(style=style_of(job), task=task_of(job))
             if not self._may_relay():
                 return  # what was written and read took so long that another may relay by now
+            if isinstance(step, Tell | TellProgress) and not tells:
+                self._queue.add(name, slow=True)
+                return
             again_in = self._take(step, job, diagnosis, lane)
             if again_in is None:
                 return
@@ -182,12 +189,7 @@ class Relay:
     def _diagnose(self, job: Patch, pods: tuple[Patch, ...]) -> Diagnosis:
         diagnosis = diagnose(job, pods)
         if diagnosis.result and not self._backend.holds(diagnosis.result.model_path):
-            failure = TrainingFailure(
-                failure_code=FailureCode.STORAGE_ERROR,
-                failure_reason=f"The trainer reported {diagnosis.result.model_path}, but no file is there; "
-                "check the disk and the models folder, then send the request again.",
-            )
-            return diagnosis.failed_with(failure)
+            return diagnosis.failed_with(failure_without_file(diagnosis.result.model_path))
         return diagnosis
 
     def _take(self, step: Step, job: Patch, diagnosis: Diagnosis, lane: Lane) -> float | None:
@@ -205,6 +207,10 @@ class Relay:
                 return LOOK_AGAIN_SECONDS  # they said nothing; the next ones may
             case GiveUp(failure):
                 return self._give_up(job, failure, lane)
+            case Extend(deadline):
+                metadata, change = job["metadata"], with_deadline(job, deadline)
+                self._backend.patch(metadata["name"], change, metadata["resourceVersion"])
+                return None
             case Tell(notice):
                 return self._teller.tell(notice, job, diagnosis, lane)
             case TellProgress(pod):
@@ -222,13 +228,12 @@ class Relay:
             self._log.info("the style is free, the Job may start")
 
     def _give_up(self, job: Patch, failure: TrainingFailure, lane: Lane) -> float | None:
-        change: Patch = {"metadata": {"annotations": {VERDICT_ANNOTATION: failure.model_dump_json()}}}
         deleting = bool(job["metadata"].get("deletionTimestamp"))
         if deleting:
             # Before the verdict, which is the sign that this is done.
             self._backend.stop_pods(job["metadata"]["name"])
-        else:
-            change["spec"] = {"activeDeadlineSeconds": 1}  # the Job controller then ends the Job and its pods
+        change: Patch = {"metadata": {"annotations": {}}} if deleting else with_deadline(job, 1)
+        change["metadata"]["annotations"][VERDICT_ANNOTATION] = failure.model_dump_json()
         patch_job(self._backend, job, change)
         lane.annotations.update(change["metadata"]["annotations"])
         self._log.warning(
@@ -287,12 +292,3 @@ class Relay:
         if lane is None or lane.uid != uid:
             lane = self._lanes[name] = Lane(uid)
         return lane
-
-    def _delay(self, name: str, at_least: float | None = None) -> float:
-        self._failures[name] += 1
-        return backoff_seconds(
-            self._failures[name],
-            first=self._options.first_retry_seconds,
-            most=self._options.most_retry_seconds,
-            at_least=at_least,
-        )

@@ -4,11 +4,13 @@ Pure. `next_step` is asked again after every step, after every change and after 
 status depends on a process having been alive at the right moment.
 """
 
+import math
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final
 
+from dispatcher.deadline import spare_seconds
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase
 from dispatcher.stuck import Stuck, Unexplained
 from dispatcher.style_lanes import waits
@@ -60,6 +62,14 @@ class GiveUp:
 
 
 @dataclass(frozen=True)
+class Extend:
+    """Move the deadline of a training that waits for room: its own time has not begun."""
+
+    deadline: int
+    """Seconds from the Job's start."""
+
+
+@dataclass(frozen=True)
 class Tell:
     notice: Notice
 
@@ -81,7 +91,7 @@ class Wait:
     seconds: float | None = None
 
 
-Step = Adopt | Start | ReadEvents | GiveUp | Tell | TellProgress | Release | Wait
+Step = Adopt | Start | ReadEvents | GiveUp | Extend | Tell | TellProgress | Release | Wait
 
 
 def next_step(
@@ -129,21 +139,25 @@ def next_step(
     held_up = diagnosis.stuck or diagnosis.unexplained
     if held_up is None or VERDICT_ANNOTATION in annotations:
         return Wait()
-    return _when_held_up(held_up, now=now, grace=grace, room_free_since=room_free_since)
+    return _when_held_up(held_up, job, diagnosis.ran, now=now, grace=grace, room_free_since=room_free_since)
 
 
 def _when_held_up(
-    held_up: Stuck | Unexplained, *, now: datetime, grace: timedelta, room_free_since: datetime | None
+    held_up: Stuck | Unexplained,
+    job: dict[str, Any],
+    ran: timedelta,
+    *,
+    now: datetime,
+    grace: timedelta,
+    room_free_since: datetime | None,
 ) -> Step:
-    since = held_up.since
-    if isinstance(held_up, Stuck) and held_up.for_room:
-        if room_free_since is None:
-            # Soon enough: whichever training ends before that, this one still has its grace from then on.
-            return Wait(grace.total_seconds())
-        since = max(since, room_free_since)
+    since, for_room = held_up.since, isinstance(held_up, Stuck) and held_up.for_room
+    if for_room:
+        # Soon enough: whichever training ends before that, this one still has its grace from then on.
+        since = now if room_free_since is None else max(since, room_free_since)
     remaining = (since + grace - now).total_seconds()
     if remaining > 0:
-        return Wait(remaining)
+        return _wait_for_room(job, ran, remaining, now=now, grace=grace) if for_room else Wait(remaining)
     if held_up.about is not None:
         return ReadEvents(held_up.about)
     if held_up.trying_since and held_up.trying_since < since + grace:
@@ -151,3 +165,15 @@ def _when_held_up(
         # that is never found is tried for ever, and not every failure leaves an Event.
         return Wait(LOOK_AGAIN_SECONDS)
     return GiveUp(held_up.failure)
+
+
+def _wait_for_room(
+    job: dict[str, Any], ran: timedelta, remaining: float, *, now: datetime, grace: timedelta
+) -> Step:
+    """Wait with all of the training's own time ahead of it; its deadline moves once a grace at the most."""
+    spare = spare_seconds(job, ran, now)
+    if spare is None:
+        return Wait(remaining)
+    if spare > 0:
+        return Wait(min(remaining, spare))
+    return Extend(math.ceil(job["spec"]["activeDeadlineSeconds"] - spare + grace.total_seconds()))

@@ -65,7 +65,7 @@ class Stuck:
     since: datetime
     failure: TrainingFailure
     for_room: bool = False
-    """What it lacks, other trainings may have: its grace counts only while none of them does."""
+    """What it lacks, other trainings may have: its grace counts only while none does, its deadline never."""
     about: str | None = None
     """The uid of the pod whose Events say since when; None where that is known."""
     trying_since: datetime | None = None

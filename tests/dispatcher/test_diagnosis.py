@@ -198,6 +198,8 @@ def test_pod_failure_policy_passes_on_the_trainers_words() -> None:
         (ended(1, BAD_IMAGE, reason="OOMKilled"), FailureCode.OUT_OF_MEMORY, "memory limit"),
         (ended(137), FailureCode.OUT_OF_MEMORY, "137"),
         (ended(139), FailureCode.TRAINING_ERROR, "139"),
+        (ended(65), FailureCode.INVALID_REQUEST, "check the images and the request"),
+        (ended(78, "cut off: {"), FailureCode.TRAINING_ERROR, "check its settings"),
         (ended(70, "Traceback: boom"), FailureCode.TRAINING_ERROR, "70"),
         (ended(128, "exec: python: not found", "StartError"), FailureCode.TRAINING_ERROR, "TRAINER_IMAGE"),
         (ended(127, "no such file", "ContainerCannotRun"), FailureCode.TRAINING_ERROR, "no such file"),

@@ -407,9 +407,12 @@ def test_13_what_a_real_cluster_forbids_is_named(
 def test_13_a_training_waits_while_another_uses_up_a_real_quota(
     cluster: Cluster, pods: Pods, receiver: Receiver
 ) -> None:
-    """A third, stuck later by what no training has, is given up: the grace period is over."""
+    """A third, stuck later by what no training has, is given up: the grace period is over. So is the deadline
+    that the second had at first.
+    """
     _limit_pods(cluster, 1)
-    first, second = new_job(receiver), new_job(receiver, "task-2", 43)
+    first, second = new_job(receiver), new_job(receiver, "task-2", 43, deadline_seconds=10)
+
     with watching(cluster.api, cluster.namespace, grace=3.0) as watch:
         watch.backend.create(first)
         pods.start(name_of(first))
@@ -420,9 +423,22 @@ def test_13_a_training_waits_while_another_uses_up_a_real_quota(
         wait_until(lambda: _failed_creates(cluster, second), 30)
         watch.backend.create(third)
         wait_told(receiver, "failed", style=44, timeout=60)
+        # Ten seconds of waiting, its own ten and the grace.
+        wait_until(lambda: _deadline(cluster, second) >= 23, 60, "its first deadline is over")
         assert told(receiver, 43) == []
+        assert not _has_failed(cluster, second)
         pods.finish(name_of(first), 0, RESULT)
         wait_told(receiver, "processing", "completed", timeout=60)
+
+
+def _deadline(cluster: Cluster, job: Manifest) -> int:
+    read = cluster.job(name_of(job)) or {}
+    return int(read["spec"]["activeDeadlineSeconds"])
+
+
+def _has_failed(cluster: Cluster, job: Manifest) -> bool:
+    read = cluster.job(name_of(job)) or {}
+    return any(condition["type"] == "Failed" for condition in read["status"].get("conditions", ()))
 
 
 def _failed_creates(cluster: Cluster, job: Manifest) -> Sequence[Any]:

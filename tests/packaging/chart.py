@@ -41,6 +41,8 @@ EVERYTHING: Final[dict[str, Any]] = {
         "podDisruptionBudget": {"enabled": True},
         "maxActiveJobs": 1000000,
         "extraEnv": {"WORKERS": 8, "POD": {"valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}},
+        "extraVolumes": [{"name": "backend-ca", "configMap": {"name": "backend-ca"}}],
+        "extraVolumeMounts": [{"name": "backend-ca", "mountPath": "/etc/backend-ca", "readOnly": True}],
         "podLabels": {"team": "ml"},
         "podAnnotations": {"note": "x"},
         "nodeSelector": {"cpu": "yes"},

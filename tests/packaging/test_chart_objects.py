@@ -1,6 +1,7 @@
 """What the chart renders, as a cluster sees it: schemas, Pod Security, names, the Job contract."""
 
 import copy
+import re
 from typing import Any
 
 import kubernetes_validate
@@ -218,3 +219,57 @@ def test_trainings_cannot_reach_the_clouds_metadata_service() -> None:
 def test_two_releases_in_a_namespace_share_no_name() -> None:
     first, second = ({(m["kind"], m["metadata"]["name"]) for m in render(EVERYTHING, name)} for name in "ab")
     assert not first & second
+
+
+LONGEST_NAME = {"CronJob": 52, "Job": 63, "Service": 63}
+SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+
+
+def _refused_names(manifests: list[Manifest]) -> list[tuple[str, Any]]:
+    """Kind and name of all that the API server would refuse, by its rules for names, which no schema has."""
+    refused = []
+    for manifest in manifests:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        rule = SERVICE_NAME if kind == "Service" else SUBDOMAIN
+        if len(name) > LONGEST_NAME.get(kind, 253) or not rule.fullmatch(name):
+            refused.append((kind, name))
+    return refused
+
+
+@pytest.mark.parametrize("length", range(1, 54))
+def test_a_release_name_of_any_length_gives_names_that_are_not_too_long(length: int) -> None:
+    """An install that fails at its CronJob leaves half of its objects behind."""
+    assert _refused_names(render(EVERYTHING, "a" * length)) == []
+
+
+@pytest.mark.parametrize(
+    "release",
+    ["my.release", "a" * 44 + "--b", "a" * 45 + ".b", "a-" * 24 + "b", "1st", "2026", "1e5", "true", "null"],
+)
+def test_a_release_name_that_helm_takes_gives_objects_that_kubernetes_takes(release: str) -> None:
+    manifests = render(EVERYTHING, release)
+    assert _refused_names(manifests) == []
+    for manifest in manifests:
+        if not manifest["apiVersion"].startswith("monitoring.coreos.com/"):
+            kubernetes_validate.validate(manifest, NEWEST, strict=True)
+        assert manifest["metadata"].get("labels", {}).get("app.kubernetes.io/instance", release) == release
+    [secret] = [item for item in manifests if item["metadata"]["name"].endswith("-amqp")]
+    [service] = [
+        item for item in manifests if item["kind"] == "Service" and "rabbitmq" in item["metadata"]["name"]
+    ]
+    assert f"@{service['metadata']['name']}:5672/" in secret["stringData"]["amqp-url"]
+
+
+@pytest.mark.parametrize("name", ["n" * 63, "a." * 31 + "a", "9lives", "v1.5"])
+@pytest.mark.parametrize("override", ["nameOverride", "fullnameOverride"])
+def test_a_name_of_ones_own_gives_names_that_kubernetes_takes(override: str, name: str) -> None:
+    assert _refused_names(render({**EVERYTHING, override: name}, "x")) == []
+
+
+def test_a_rerun_is_kept_until_its_ttl_whatever_became_of_others() -> None:
+    """By default a CronJob keeps one failed Job: the next one's end would delete it, its status untold."""
+    cron_job = find(render(LEAST), "CronJob", "lora-trainer-rerun")["spec"]
+    limits = (cron_job["failedJobsHistoryLimit"], cron_job["successfulJobsHistoryLimit"])
+    assert min(limits) > 100_000
+    assert cron_job["jobTemplate"]["spec"]["ttlSecondsAfterFinished"] == 86400

@@ -25,6 +25,10 @@ def _merged(path: str, value: Any) -> dict[str, Any]:
     ("path", "value"),
     [
         ("ampq", {"url": "amqp://x"}),
+        ("nameOverride", "LoRA"),
+        ("nameOverride", "-x"),
+        ("fullnameOverride", "my_trainer"),
+        ("fullnameOverride", "a..b"),
         ("amqp.existingsecret", "broker"),
         ("amqp.url", "http://broker"),
         ("backend.url", "backend.example.com"),
@@ -69,6 +73,9 @@ def test_a_bad_value_is_refused_by_its_name(path: str, value: Any) -> None:
     ("values", "sentence"),
     [
         ({"backend": {"url": "http://b"}}, "Where is RabbitMQ?"),
+        (_merged("fullnameOverride", "2026"), "YAML does not read 2026 as text"),
+        (_merged("fullnameOverride", "1.5"), "YAML does not read 1.5 as text"),
+        (_merged("fullnameOverride", "true"), "YAML does not read true as text"),
         ({"amqp": {"existingSecret": "x"}}, "Where do statuses go?"),
         ({**LEAST, "rabbitmq": {"dev": True}}, "rabbitmq.dev brings a broker"),
         (_merged("amqp.url", "amqp://x"), "not both"),

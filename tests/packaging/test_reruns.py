@@ -5,15 +5,17 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from dispatcher.deadline import DEADLINE_ANNOTATION
 from dispatcher.job import SELECTOR, JobOptions, build_job, request_of, style_of
 from job_contract.names import LABEL_INSTANCE
 from job_contract.request import TrainingRequest
-from tests.packaging.chart import CHART, LEAST, find, job_template, render
+from tests.packaging.chart import CHART, LEAST, Manifest, find, job_template, render
 from tests.parts.api_server import ApiServer
 
 README = (CHART / "README.md").read_text()
@@ -64,8 +66,23 @@ def test_a_rerun_by_hand_trains_the_chosen_style_and_is_seen_by_the_dispatcher(
         assert set(wanted) <= {f"{name}={value}" for name, value in labels.items()}
 
 
-def test_an_earlier_job_can_be_run_again_with_its_request(api_server: ApiServer, tmp_path: Path) -> None:
+def _own_deadline(_job: Manifest) -> None:
+    """Nobody has changed it."""
+
+
+def _moved_deadline(job: Manifest) -> None:
+    """It waited for hours, or was given up: another Job is not to last as long, or to end at once."""
+    job["metadata"]["annotations"] = {DEADLINE_ANNOTATION: str(job["spec"]["activeDeadlineSeconds"])}
+    job["spec"]["activeDeadlineSeconds"] = 1
+
+
+@pytest.mark.parametrize("change", [_own_deadline, _moved_deadline])
+def test_an_earlier_job_can_be_run_again_with_its_request_and_its_own_deadline(
+    api_server: ApiServer, tmp_path: Path, change: Callable[[Manifest], None]
+) -> None:
     first = build_job(REQUEST, job_template(MANIFESTS), JobOptions())
+    own = first["spec"]["activeDeadlineSeconds"]
+    change(first)
     (tmp_path / "job.json").write_text(json.dumps(first))
     _run(f"kubectl create --validate=false -f {tmp_path}/job.json", api_server, tmp_path)
     command = _command("kubectl get job -n lora lora-42").replace(
@@ -74,4 +91,5 @@ def test_an_earlier_job_can_be_run_again_with_its_request(api_server: ApiServer,
     _run(command.replace("create -f", "create --validate=false -f"), api_server, tmp_path)
     [again] = [job for job in api_server.all("jobs") if job["metadata"]["name"] != first["metadata"]["name"]]
     assert request_of(again) == REQUEST
+    assert again["spec"]["activeDeadlineSeconds"] == own
     assert again["metadata"]["labels"] == first["metadata"]["labels"]

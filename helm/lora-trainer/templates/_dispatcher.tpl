@@ -7,10 +7,10 @@
   "QUEUE" .Values.amqp.queue
   "AMQP_URL" (dict "valueFrom" (dict "secretKeyRef" (dict
     "name" (include "lora-trainer.amqpSecret" .) "key" (include "lora-trainer.amqpKey" .))))
-  "MAX_ACTIVE_JOBS" (.Values.dispatcher.maxActiveJobs | int | toString)
-  "PROGRESS_SECONDS" (.Values.dispatcher.progressSeconds | toString)
-  "START_GRACE_SECONDS" (.Values.dispatcher.startGraceSeconds | toString)
-  "WEBHOOK_GIVE_UP_HOURS" (.Values.dispatcher.webhookGiveUpHours | toString)
+  "MAX_ACTIVE_JOBS" .Values.dispatcher.maxActiveJobs
+  "PROGRESS_SECONDS" .Values.dispatcher.progressSeconds
+  "START_GRACE_SECONDS" .Values.dispatcher.startGraceSeconds
+  "WEBHOOK_GIVE_UP_HOURS" .Values.dispatcher.webhookGiveUpHours
   "JOB_TEMPLATE" "/etc/lora-trainer/job-template.yaml"
   "LOG_FORMAT" "json"
   "HEALTH_PORT" "8080"
@@ -27,7 +27,8 @@
 {{- $_ := set $environment $name (dict "valueFrom" (dict "secretKeyRef" $reference)) -}}
 {{- end -}}
 {{- end -}}
-{{- include "lora-trainer.environment" (mergeOverwrite $environment .Values.dispatcher.extraEnv) -}}
+{{- range $name, $value := .Values.dispatcher.extraEnv }}{{ $_ := set $environment $name $value }}{{ end -}}
+{{- include "lora-trainer.environment" $environment -}}
 {{- end -}}
 
 {{- define "lora-trainer.dispatcherImage" -}}

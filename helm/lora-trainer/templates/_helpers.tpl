@@ -1,19 +1,22 @@
-{{/* The name of all objects: the release's, with the chart's behind it unless it is in there. */}}
+{{/*
+The name of all objects: the release's, with the chart's behind it unless it is in there. A CronJob's name has
+52 characters at the most, of which -rerun takes 6.
+*/}}
 {{- define "lora-trainer.fullname" -}}
-{{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if .Values.fullnameOverride -}}
-{{ .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
-{{- else if contains $name .Release.Name -}}
-{{ .Release.Name | trunc 50 | trimSuffix "-" }}
-{{- else -}}
-{{ printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" }}
+{{- $chart := default .Chart.Name .Values.nameOverride -}}
+{{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) -}}
+{{- regexReplaceAll "[-.]+$" (default $name .Values.fullnameOverride | trunc 46) "" -}}
 {{- end -}}
+
+{{/* The same for Services: theirs hold no dot and begin with a letter. */}}
+{{- define "lora-trainer.serviceName" -}}
+{{- regexReplaceAll "^[0-9]" (include "lora-trainer.fullname" . | replace "." "-") "x-${0}" -}}
 {{- end -}}
 
 {{/* Labels of all objects that are no training; add the component yourself. */}}
 {{- define "lora-trainer.labels" -}}
 app.kubernetes.io/name: lora-trainer
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
@@ -21,14 +24,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- define "lora-trainer.dispatcherSelector" -}}
 app.kubernetes.io/name: lora-trainer
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: dispatcher
 {{- end -}}
 
 {{/* Labels of Jobs and their pods: the dispatcher watches by them. */}}
 {{- define "lora-trainer.jobSelector" -}}
 app.kubernetes.io/name: lora-trainer
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/component: training-job
 {{- end -}}
 
@@ -57,14 +60,14 @@ capabilities:
   drop: [ALL]
 {{- end -}}
 
-{{/* Variables from a map: name to value, or name to {valueFrom: ...}. */}}
+{{/* Variables from a map: name to value, or name to {valueFrom: ...}. As JSON a large number keeps its digits. */}}
 {{- define "lora-trainer.environment" -}}
 {{- range $name, $value := . }}
 - name: {{ $name }}
   {{- if kindIs "map" $value }}
   {{- toYaml $value | nindent 2 }}
   {{- else }}
-  value: {{ $value | quote }}
+  value: {{ ternary $value ($value | toJson) (kindIs "string" $value) | quote }}
   {{- end }}
 {{- end }}
 {{- end -}}

@@ -176,5 +176,6 @@ volumes:
 {{- $_ := set $environment $key (dict "valueFrom" (dict "secretKeyRef" (dict "name" $secret "key" $key))) -}}
 {{- end -}}
 {{- end -}}
-{{- include "lora-trainer.environment" (mergeOverwrite $environment .Values.trainer.extraEnv) -}}
+{{- range $name, $value := .Values.trainer.extraEnv }}{{ $_ := set $environment $name $value }}{{ end -}}
+{{- include "lora-trainer.environment" $environment -}}
 {{- end -}}

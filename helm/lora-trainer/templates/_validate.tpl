@@ -1,5 +1,9 @@
 {{/* Refuse values that cannot work together, with what to set instead. */}}
 {{- define "lora-trainer.validate" -}}
+{{- $name := include "lora-trainer.fullname" . -}}
+{{- if not (kindIs "string" (printf "name: %s" $name | fromYaml).name) -}}
+{{- fail (printf "YAML does not read %s as text, so nothing can be named so: set another fullnameOverride." $name) -}}
+{{- end -}}
 {{- $amqp := .Values.amqp -}}
 {{- if not (or $amqp.existingSecret $amqp.url .Values.rabbitmq.dev) -}}
 {{- fail "Where is RabbitMQ? Set amqp.existingSecret (a Secret whose key amqp-url holds its URL) or amqp.url; for a try-out set rabbitmq.dev=true." -}}

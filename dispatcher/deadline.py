@@ -1,0 +1,52 @@
+"""A training's deadline: its own time does not begin while it waits for what other trainings hold. Pure.
+
+Kubernetes counts activeDeadlineSeconds from a Job's start, the wait of its pod for a GPU included. So the
+deadline of one that waits is moved ahead of it; this says when, and how.
+"""
+
+import re
+from datetime import datetime, timedelta
+from typing import Final
+
+from dispatcher.pod_status import Thing, time_of
+
+DEADLINE_ANNOTATION: Final = "lora-trainer.io/deadline-seconds"
+"""A training's own time, in seconds: its activeDeadlineSeconds before the dispatcher changed that."""
+
+_SECONDS: Final = re.compile(r"[1-9][0-9]{0,9}")
+
+
+def own_seconds(job: Thing) -> int | None:
+    """Return for how many seconds all attempts of a training together may run; None for any number.
+
+    A deadline that is shorter than what was noted was set by somebody since, and counts.
+    """
+    limit: int | None = job.get("spec", {}).get("activeDeadlineSeconds")
+    noted = (job["metadata"].get("annotations") or {}).get(DEADLINE_ANNOTATION, "")
+    return min(limit, int(noted)) if limit is not None and _SECONDS.fullmatch(noted) else limit
+
+
+def spare_seconds(job: Thing, ran: timedelta, now: datetime) -> float | None:
+    """Return how long a training can wait on with all its own time left; not above 0 when it has less.
+
+    None where no deadline runs, or one that is over: what the Job controller is about to do stands.
+
+    Args:
+        ran: how long earlier attempts ran.
+    """
+    limit, own = job.get("spec", {}).get("activeDeadlineSeconds"), own_seconds(job)
+    started = time_of(job.get("status", {}).get("startTime"))
+    if limit is None or own is None or started is None:
+        return None
+    passed = (now - started).total_seconds()
+    return limit - own - (passed - ran.total_seconds()) if passed < limit else None
+
+
+def with_deadline(job: Thing, seconds: int) -> Thing:
+    """Return the merge patch that ends a Job so many seconds after its start, and notes its own time.
+
+    The Job controller ends a Job that is late at once, and its pods with it.
+    """
+    own = own_seconds(job)
+    noted = {} if own is None else {DEADLINE_ANNOTATION: str(own)}
+    return {"metadata": {"annotations": noted}, "spec": {"activeDeadlineSeconds": seconds}}
