@@ -1,6 +1,7 @@
 """Which hosts may be told of a training: a message's webhook_url must not reach into the network."""
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
@@ -8,6 +9,24 @@ from urllib.parse import urlsplit
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_HOST: Final = re.compile(r"[\w:%-]{1,63}(\.[\w:%-]{1,63})*")
+"""A name that can be looked up, or an address, perhaps with its zone."""
+
+
+def url_fault(url: str) -> str | None:
+    """Return why no PATCH can go to a URL, whichever hosts are allowed, or None."""
+    try:
+        parts = urlsplit(url)
+        host, _port = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in _DEFAULT_PORTS or not host:
+        return "must be an http or https URL"
+    if parts.username or parts.password:
+        return "must not hold a user name or password"
+    if "\\" in url:
+        return "must not hold a backslash"  # the HTTP client takes it for the end of the host
+    return None if _HOST.fullmatch(host) else "is not a URL"
 
 
 class AllowedHosts:
@@ -35,18 +54,12 @@ class AllowedHosts:
 
     def refusal(self, url: str) -> str | None:
         """Return why a URL is refused, or None when its host is allowed."""
-        try:
-            parts = urlsplit(url)
-            host, port = (parts.hostname or "").rstrip("."), parts.port
-        except ValueError:
-            return "is not a URL"
-        if parts.scheme not in ("http", "https") or not host:
-            return "must be an http or https URL"
-        if parts.username or parts.password:
-            return "must not hold a user name or password"
-        if "\\" in url:
-            return "must not hold a backslash"  # the HTTP client takes it for the end of the host
-        port = port or _DEFAULT_PORTS[parts.scheme]
+        fault = url_fault(url)
+        if fault:
+            return fault
+        parts = urlsplit(url)
+        host = (parts.hostname or "").rstrip(".")
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
         if self._vouched(host, port) or self._matches_pattern(host) or self._in_networks(host):
             return None
         return f"names the host {host}, which is not in WEBHOOK_ALLOWED_HOSTS"

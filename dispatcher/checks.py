@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import requests
 from pika.exceptions import AMQPError
 
 from dispatcher.errors import DispatcherError
 from dispatcher.job import load_template
 from dispatcher.queues import Queues, connect, error_text
+from dispatcher.service import make_allowed_hosts, make_webhook
 from dispatcher.settings import DispatcherSettings
-from dispatcher.webhook import root_cause
 from job_contract.redaction import redact
+from job_contract.settings import InvalidSettingsError
 
 _NO_BROKER: Final = "check that it runs, and that AMQP_URL (amqp://user:password@host:5672/) names it"
 _BROKER_ADVICE: Final = (
@@ -23,6 +23,9 @@ _BROKER_ADVICE: Final = (
     ("NOT_ALLOWED", "check the virtual host, the last part of AMQP_URL; %2F is the default one"),
     ("PRECONDITION_FAILED", "delete the queue that was declared otherwise, or set QUEUE to another name"),
 )
+_NO_BACKEND: Final = "check that it runs, and that BACKEND_URL is right seen from here"
+_NO_CA: Final = "set REQUESTS_CA_BUNDLE to a file with the certificate of the backend's CA"
+_BACKEND_ADVICE: Final = (("self-signed certificate", _NO_CA), ("issuer certificate", _NO_CA))
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,11 @@ def _backend(settings: DispatcherSettings) -> Check:
         return Check("backend: BACKEND_URL is not set, each message must name a webhook_url", None)
     subject = f"backend {redact(settings.backend_url)} answers"
     try:
-        requests.head(settings.backend_url, timeout=10, allow_redirects=False)
-    except requests.RequestException as error:
-        cause = redact(root_cause(error))
-        return Check(subject, f"{cause}; check that it runs, and that BACKEND_URL is right seen from here")
-    return Check(subject, None)
+        problem = make_webhook(settings, make_allowed_hosts(settings)).unreachable(settings.backend_url)
+    except InvalidSettingsError as error:
+        return Check(subject, str(error))
+    advice = next((advice for hint, advice in _BACKEND_ADVICE if hint in (problem or "")), _NO_BACKEND)
+    return Check(subject, f"{problem}; {advice}" if problem else None)
 
 
 def _cluster(settings: DispatcherSettings) -> Iterator[Check]:

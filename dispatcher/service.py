@@ -101,6 +101,18 @@ def make_allowed_hosts(settings: DispatcherSettings) -> AllowedHosts:
     return AllowedHosts([*settings.webhook_allowed_hosts, *([backend_host] if backend_host else [])])
 
 
+def make_webhook(settings: DispatcherSettings, allowed_hosts: AllowedHosts) -> Webhook:
+    token, secret = settings.backend_token, settings.webhook_secret
+    return Webhook(
+        allowed_hosts,
+        token.get_secret_value() if token else None,
+        secret.get_secret_value() if secret else None,
+        settings.webhook_timeout_seconds,
+        connections=settings.workers + 8,
+        ca_bundle=settings.requests_ca_bundle,
+    )
+
+
 class Service:
     """Takes requests from the broker to the backend of Jobs, and their statuses to the webhook."""
 
@@ -108,14 +120,7 @@ class Service:
         self, settings: DispatcherSettings, backend: Backend, make_lease: MakeLease | None = None
     ) -> None:
         allowed_hosts = make_allowed_hosts(settings)
-        token, secret = settings.backend_token, settings.webhook_secret
-        webhook = Webhook(
-            allowed_hosts,
-            token.get_secret_value() if token else None,
-            secret.get_secret_value() if secret else None,
-            settings.webhook_timeout_seconds,
-            connections=settings.workers + 8,
-        )
+        webhook = make_webhook(settings, allowed_hosts)
         lanes, metrics = StyleLanes(shared=make_lease is not None), Metrics()
         self._backend = backend
         # As long as one PATCH may take, the lease must still hold.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import NoDecode
 
-from dispatcher.allowed_hosts import AllowedHosts
+from dispatcher.allowed_hosts import AllowedHosts, url_fault
 from job_contract.settings import EnvironmentSettings
 
 Positive = Annotated[float, Field(gt=0)]
@@ -23,14 +23,17 @@ class DispatcherSettings(EnvironmentSettings):
     backend_url: str | None = None
     """The backend: a message without webhook_url goes to {BACKEND_URL}/api/models/{style_id}/status."""
     backend_token: SecretStr | None = None
-    """Sent with every PATCH as `Authorization: Bearer ...`."""
+    """Sent with every PATCH as `Authorization: Bearer ...`: printable ASCII."""
     webhook_secret: SecretStr | None = None
     """Signs every PATCH by Standard Webhooks: `whsec_` and base64 of 24 to 64 bytes."""
     webhook_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts that a webhook_url may name, beside BACKEND_URL's: `host`, `host:port`, `*.domain`, networks in
     CIDR form, `*`; with commas between."""
     webhook_timeout_seconds: Positive = 20.0
-    """For one PATCH to be answered."""
+    """For one PATCH as a whole, from the connection to its answer."""
+    requests_ca_bundle: Path | None = None
+    """A file of CA certificates (PEM) to check the backend's with, instead of the public ones; or a folder as
+    OpenSSL hashes it."""
     webhook_first_retry_seconds: Positive = 1.0
     """Before the second attempt; doubled from there."""
     webhook_most_retry_seconds: Positive = 300.0
@@ -109,11 +112,28 @@ class DispatcherSettings(EnvironmentSettings):
         AllowedHosts(value)  # a network that is none is a ValueError
         return value
 
+    @field_validator("backend_url", "backend_token", "webhook_secret", mode="before")
+    @classmethod
+    def _trimmed(cls, value: object) -> object:
+        """A Secret that was made from a file has the end of its line too."""
+        return value.strip() or None if isinstance(value, str) else value
+
     @field_validator("backend_url")
     @classmethod
-    def _http(cls, value: str | None) -> str | None:
-        if value and not value.startswith(("http://", "https://")):
-            raise ValueError("must be an http or https URL")
+    def _base(cls, value: str | None) -> str | None:
+        fault = url_fault(value) if value else None
+        if fault is None and value and ("?" in value or "#" in value):
+            fault = "must not hold a ? or #: /api/models/{style_id}/status is put behind it"
+        if fault:
+            raise ValueError(fault)
+        return value
+
+    @field_validator("backend_token")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        token = value.get_secret_value() if value else ""
+        if not (token.isascii() and token.isprintable()):
+            raise ValueError("must be printable ASCII, as it is sent in a header")
         return value
 
     @field_validator("webhook_secret")

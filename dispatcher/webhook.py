@@ -2,21 +2,18 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
 import requests
 import standardwebhooks
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import InvalidHeader, LocationParseError
-from urllib3.poolmanager import PoolManager
 from urllib3.util.retry import Retry
 
 from dispatcher.allowed_hosts import AllowedHosts
+from dispatcher.guarded_session import ForbiddenAddressError, guarded_session
 from dispatcher.report import Payload
 from job_contract.redaction import redact
 
@@ -60,7 +57,15 @@ def classify(status: int, retry_after: float | None = None) -> Answer:
 
 
 class Webhook:
-    """Sends PATCH requests; safe to use from many threads."""
+    """Sends PATCH requests; safe to use from many threads.
+
+    Args:
+        timeout_seconds: for one attempt as a whole, from the connection to the last header of the answer.
+        ca_bundle: the CA certificates to check a server's with, instead of the public ones.
+
+    Raises:
+        InvalidSettingsError: the CA certificates cannot be used.
+    """
 
     def __init__(
         self,
@@ -69,18 +74,15 @@ class Webhook:
         secret: str | None = None,
         timeout_seconds: float = 20.0,
         connections: int = 16,
+        ca_bundle: Path | None = None,
     ) -> None:
         self._allowed_hosts = allowed_hosts
-        self._timeout = (min(5.0, timeout_seconds), timeout_seconds)
+        self._seconds = timeout_seconds
         self._headers = {"Content-Type": "application/json", "X-Request-Source": SOURCE}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._signer = standardwebhooks.Webhook(secret) if secret else None
-        self._session = requests.Session()
-        self._session.trust_env = False  # a .netrc would replace the bearer token
-        adapter = _GuardedAdapter(allowed_hosts, pool_maxsize=connections, max_retries=0)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        self._session = guarded_session(allowed_hosts, timeout_seconds, connections, ca_bundle)
 
     def patch(self, url: str, payload: Payload, delivery_id: str) -> Answer:
         """Make one attempt.
@@ -89,22 +91,35 @@ class Webhook:
             delivery_id: stays the same over the attempts at one delivery, so that the receiver can
                 tell a repetition: the `webhook-id` of Standard Webhooks 1.0.
         """
+        body = json.dumps(payload, separators=(",", ":"))
+        headers = {**self._headers, "webhook-id": delivery_id, **self._signature(delivery_id, body)}
+        response = self._request("PATCH", url, headers, body.encode())
+        if not isinstance(response, requests.Response):
+            return response
+        return classify(response.status_code, _retry_after(response.headers.get("Retry-After")))
+
+    def unreachable(self, url: str) -> str | None:
+        """Return why nothing answers there, or None: which answer it is does not matter."""
+        response = self._request("HEAD", url, {}, None)
+        return None if isinstance(response, requests.Response) else response.reason
+
+    def _request(
+        self, method: str, url: str, headers: dict[str, str], body: bytes | None
+    ) -> requests.Response | TryAgain | Refused:
         refusal = self._allowed_hosts.refusal(url)
         if refusal:
             return Refused(f"webhook_url {refusal}")
-        body = json.dumps(payload, separators=(",", ":"))
         try:
-            response = self._session.patch(
+            with self._session.request(
+                method,
                 url,
-                data=body.encode(),
-                headers={**self._headers, "webhook-id": delivery_id, **self._signature(delivery_id, body)},
-                timeout=self._timeout,
+                data=body,
+                headers=headers,
                 allow_redirects=False,
                 stream=True,  # the body of the answer is not wanted, however long it is
-            )
-            with response:
-                return classify(response.status_code, _retry_after(response.headers.get("Retry-After")))
-        except _ForbiddenAddressError as error:
+            ) as response:
+                return response
+        except ForbiddenAddressError as error:
             return Refused(str(error))
         except (
             requests.exceptions.InvalidURL,
@@ -113,6 +128,8 @@ class Webhook:
             UnicodeError,
         ) as error:
             return Refused(f"webhook_url cannot be used: {redact(str(error))}")
+        except requests.ReadTimeout:
+            return TryAgain(f"the backend did not answer in full within {self._seconds:g} seconds")
         except requests.RequestException as error:
             return TryAgain(f"the backend cannot be reached: {redact(root_cause(error))}")
 
@@ -135,49 +152,10 @@ def _retry_after(header: str | None) -> float | None:
 
 
 def root_cause(error: BaseException) -> str:
-    """Return what an error of requests comes down to, without the names of its layers."""
+    """Return what an error of requests comes down to, without the names of its layers.
+
+    It may quote what the other side sent in place of an answer, of which 500 characters are enough.
+    """
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]  # one of them is there
-    return str(error) or type(error).__name__
-
-
-class _ForbiddenAddressError(Exception):
-    pass
-
-
-class _GuardedAdapter(HTTPAdapter):
-    """Looks at the address that was really connected to, before a byte is sent."""
-
-    def __init__(self, allowed_hosts: AllowedHosts, **options: Any) -> None:
-        self._allowed_hosts = allowed_hosts
-        super().__init__(**options)
-
-    def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)
-        manager: PoolManager = self.poolmanager
-        manager.pool_classes_by_scheme = _guarded_pools(self._allowed_hosts.address_refusal)
-
-
-def _guarded_pools(refusal: Callable[[str, int, str], str | None]) -> dict[str, Any]:
-    def check(connection: HTTPConnection, sock: Any) -> Any:
-        reason = refusal(connection.host, connection.port or 0, sock.getpeername()[0])
-        if reason:
-            sock.close()
-            raise _ForbiddenAddressError(reason)
-        return sock
-
-    class GuardedHTTP(HTTPConnection):
-        def _new_conn(self) -> Any:
-            return check(self, super()._new_conn())
-
-    class GuardedHTTPS(HTTPSConnection):
-        def _new_conn(self) -> Any:
-            return check(self, super()._new_conn())
-
-    class HTTPPool(HTTPConnectionPool):
-        ConnectionCls = GuardedHTTP
-
-    class HTTPSPool(HTTPSConnectionPool):
-        ConnectionCls = GuardedHTTPS
-
-    return {"http": HTTPPool, "https": HTTPSPool}
+    return str(error)[:500] or type(error).__name__

@@ -22,7 +22,10 @@ from dispatcher.job import trainer_container
 from dispatcher.queues import REASON_HEADER, refusal_key
 from dispatcher.refusals import Refusals
 from dispatcher.relay_step import PROCESSING_ANNOTATION
+from dispatcher.service import make_allowed_hosts, make_webhook
+from dispatcher.settings import DispatcherSettings
 from dispatcher.style_lanes import hold
+from dispatcher.webhook import Answer, Delivered, TryAgain
 from job_contract import names
 from tests.dispatcher.cluster import RESULT, batch_api, new_job, wait_told
 from tests.dispatcher.process import Dispatcher
@@ -31,6 +34,7 @@ from tests.parts.api_server import ApiServer, Fault
 from tests.parts.job_controller import JobController
 from tests.parts.ports import free_port
 from tests.parts.receiver import Receiver
+from tests.parts.tls import certificate, tls_in_front_of
 
 
 @pytest.fixture(autouse=True)
@@ -446,6 +450,34 @@ def test_check_tells_a_queue_that_was_declared_otherwise(
         connection.channel().queue_declare(amqp.queues.dead, durable=True, arguments={"x-max-length": 5})
     assert main(["check"]) == 69
     assert "delete the queue" in capsys.readouterr().out
+
+
+def test_check_finds_a_backend_of_a_private_ca_well_only_where_the_run_reaches_it_too(
+    tmp_path: Path, receiver: Receiver, settings: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The check took the CA and the proxy from the environment, and the run, which did neither, failed."""
+    files = certificate(tmp_path)
+
+    def check() -> str:
+        main(["check"])
+        return next(line for line in capsys.readouterr().out.splitlines() if "backend http" in line)
+
+    def run() -> Answer:
+        settings_now = DispatcherSettings.from_environment()
+        webhook = make_webhook(settings_now, make_allowed_hosts(settings_now))
+        return webhook.patch(f"{settings_now.backend_url}/x", {"style_id": 42}, "msg_1")
+
+    with tls_in_front_of(int(receiver.url.rpartition(":")[2]), files) as port:
+        settings.setenv("BACKEND_URL", f"https://127.0.0.1:{port}")
+        settings.setenv("BACKEND_TOKEN", receiver.token)
+        assert "set REQUESTS_CA_BUNDLE to a file" in check()
+        assert isinstance(run(), TryAgain)
+        settings.setenv("REQUESTS_CA_BUNDLE", str(files[0]))
+        settings.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
+        assert check().startswith("ok ")
+        assert run() == Delivered()
+        settings.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "missing.crt"))
+        assert f"REQUESTS_CA_BUNDLE {tmp_path / 'missing.crt'} cannot be used" in check()
 
 
 @pytest.mark.parametrize("variable", ["MODELS_DIR", "LOCAL_STATE_DIR"])

@@ -1,5 +1,6 @@
 """The Lease, the probes, and the metrics: what a cluster sees of a dispatcher."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -38,12 +39,14 @@ from tests.parts.receiver import Receiver
 
 DURATION = 2
 RENEW = 0.1
+SELDOM = 0.3
+"""A renewal counts as late after three times this, which a busy machine does not take."""
 
 
 class Candidate:
     """A Lease in its thread; `turns` counts how often it was told that its turn has come."""
 
-    def __init__(self, api_server: ApiServer, identity: str) -> None:
+    def __init__(self, api_server: ApiServer, identity: str, renew: float) -> None:
         self.turns = 0
         self.prepared = 0
         self.unprepared = 0
@@ -57,14 +60,15 @@ class Candidate:
             self._prepare,
             self._acquired,
             duration_seconds=DURATION,
-            renew_seconds=RENEW,
+            renew_seconds=renew,
         )
+        self._renew = renew
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self.lease.run, args=(self._stop,))
         self._thread.start()
 
     def _prepare(self) -> None:
-        assert not self.lease.is_held(DURATION - 3 * RENEW), "it counts already"
+        assert not self.lease.is_held(DURATION - 3 * self._renew), "it counts already"
         if self.unprepared:
             self.unprepared -= 1
             raise BackendUnavailableError("the Jobs could not be listed")
@@ -90,8 +94,8 @@ def take_as(api_server: ApiServer, identity: str) -> None:
 
 
 @contextmanager
-def candidate(api_server: ApiServer, identity: str) -> Iterator[Candidate]:
-    running = Candidate(api_server, identity)
+def candidate(api_server: ApiServer, identity: str, renew: float = RENEW) -> Iterator[Candidate]:
+    running = Candidate(api_server, identity, renew)
     try:
         yield running
     finally:
@@ -115,7 +119,7 @@ def test_a_lease_is_handed_over_at_once_when_its_holder_stops(api_server: ApiSer
             began = time.monotonic()
             wait_until(second.lease.is_held)
             assert time.monotonic() - began < DURATION
-            assert second.turns == 1
+            wait_until(lambda: second.turns == 1)
             assert holder(api_server) == "b"
 
 
@@ -150,7 +154,7 @@ def test_a_lease_of_a_holder_that_is_gone_is_taken_over_only_after_it_ran_out(ap
     with candidate(api_server, "a") as first:
         wait_until(first.lease.is_held, DURATION + 5)
         assert time.monotonic() - began > DURATION
-        assert first.turns == 1
+        wait_until(lambda: first.turns == 1)
 
 
 def test_a_hold_ends_by_itself_when_the_api_server_is_gone(api_server: ApiServer) -> None:
@@ -160,9 +164,9 @@ def test_a_hold_ends_by_itself_when_the_api_server_is_gone(api_server: ApiServer
         # Who asks for more time than is left is told no, and in the end everybody is.
         wait_until(lambda: not first.lease.is_held(DURATION - 0.5), DURATION)
         wait_until(lambda: not first.lease.is_held(), DURATION + 1)
+        turns = first.turns
         api_server.start()
-        wait_until(first.lease.is_held)
-        assert first.turns == 2
+        wait_until(lambda: first.lease.is_held() and first.turns == turns + 1)
 
 
 def test_a_hold_that_was_renewed_late_looks_at_all_jobs_again(api_server: ApiServer) -> None:
@@ -180,7 +184,7 @@ def test_no_hold_counts_before_what_was_released_by_others_is_known(api_server: 
     """Who relayed before may have released a Job that the watch does not show yet."""
     with candidate(api_server, "a") as first:
         first.unprepared = 2
-        wait_until(first.lease.is_held)
+        wait_until(lambda: first.lease.is_held() and first.turns)
         assert (first.unprepared, first.prepared, first.turns) == (0, 1, 1)
 
 
@@ -188,12 +192,13 @@ def test_a_list_that_takes_longer_than_the_lease_lasts_holds_up_no_take_over(api
     """The hold counted from before the list: it was over when the list came, which was then made again."""
     with candidate(api_server, "b") as second:
         wait_until(second.lease.is_held)
-    with candidate(api_server, "a") as first:
+    with candidate(api_server, "a", SELDOM) as first:
         late = threading.Event()
         first.while_preparing = lambda: late.wait(DURATION + 0.5)
         wait_until(lambda: first.turns == 1)
         assert first.prepared == 1
-        wait_until(lambda: api_server.count("update", "leases") > 10)
+        renewed = api_server.count("update", "leases")
+        wait_until(lambda: api_server.count("update", "leases") > renewed + 5)
         assert first.lease.is_held(DURATION / 2)
         assert first.prepared == 1
 
@@ -224,8 +229,8 @@ def test_an_answer_that_is_no_lease_is_got_over(api_server: ApiServer) -> None:
 
 
 def test_a_healthy_hold_is_announced_once(api_server: ApiServer) -> None:
-    with candidate(api_server, "a") as first:
-        wait_until(lambda: api_server.count("update", "leases") > 10)
+    with candidate(api_server, "a", SELDOM) as first:
+        wait_until(lambda: api_server.count("update", "leases") > 5)
         assert first.turns == 1
 
 
@@ -332,6 +337,27 @@ def test_probes_follow_what_they_are_asked_and_anything_else_is_404() -> None:
     finally:
         server.close()
     assert get(server.port, "/healthz")[0] == 0
+
+
+def _has(address: str) -> bool:
+    """Whether the machine has an address."""
+    try:
+        socket.create_server((address, 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has("::1"), reason="the machine has no IPv6")
+def test_probes_are_answered_over_ipv6_too() -> None:
+    """In a cluster without IPv4 every probe failed, and the pod was started again and again."""
+    server = HealthServer(free_port(), lambda: True, lambda: True, Metrics().expose)
+    try:
+        for host in ("[::1]", "127.0.0.1"):
+            with urllib.request.urlopen(f"http://{host}:{server.port}/healthz", timeout=5) as response:
+                assert response.status == 200
+    finally:
+        server.close()
 
 
 def metric(text: str, name: str) -> float | None:

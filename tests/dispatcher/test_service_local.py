@@ -62,6 +62,17 @@ BAD: dict[str, tuple[bytes, str, bool]] = {
         "webhook_url",
         True,
     ),
+    "wrong task_id": (b'{"style_id": 907, "image_paths": ["/a"], "task_id": 7}', "task_id", True),
+    "long task_id": (
+        json.dumps({"style_id": 908, "image_paths": ["/a"], "task_id": "t" * 257}).encode(),
+        "task_id",
+        True,
+    ),
+    "longer task_id": (
+        json.dumps({"style_id": 909, "image_paths": ["/a"], "task_id": "t" * 258}).encode(),
+        "task_id",
+        True,
+    ),
 }
 """What it is: the body, what the reason names, and whether the backend can be told of it."""
 
@@ -149,6 +160,8 @@ def test_each_bad_message_is_answered_and_the_consumer_goes_on(
             [patch] = [patch for patch in receiver.patches if patch.path == f"/api/models/{style}/status"]
             assert (patch.status, patch.json["failure_code"]) == ("failed", "INVALID_REQUEST")
             assert field in patch.json["failure_reason"]
+    deliveries = {patch.headers["webhook-id"] for patch in receiver.patches}
+    assert len(deliveries) == len(receiver.patches), "a backend takes one of the same id for a repetition"
 
 
 def test_all_three_message_forms_are_trained(

@@ -5,10 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import standardwebhooks
 
+from dispatcher.service import make_allowed_hosts, make_webhook
 from dispatcher.settings import DispatcherSettings
+from dispatcher.webhook import Delivered
 from job_contract.outcome import ExitCode
 from job_contract.settings import InvalidSettingsError
+from tests.parts.receiver import Receiver
 
 SECRET = "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
@@ -58,6 +62,17 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         ("WEBHOOK_ALLOWED_HOSTS", "https://backend/x"),
         ("WEBHOOK_ALLOWED_HOSTS", "10.0.0.0/99"),
         ("BACKEND_URL", "backend:8080"),
+        ("BACKEND_URL", "http://"),
+        ("BACKEND_URL", "http://user:pw@backend"),
+        ("BACKEND_URL", "http://backend:99999"),
+        ("BACKEND_URL", "http://a b/"),
+        ("BACKEND_URL", "http://*.example.com"),
+        ("BACKEND_URL", "https://[::1"),
+        ("BACKEND_URL", "http://backend/?x=1"),
+        ("BACKEND_URL", "http://backend#f"),
+        ("BACKEND_TOKEN", "t\u00f6ken"),
+        ("BACKEND_TOKEN", "\u201ctoken\u201d"),
+        ("BACKEND_TOKEN", "to\nken"),
         ("TRAINER_ENV", "BASE_MODEL=/base"),
         ("TRAINER_ENV", "[1]"),
         ("GPUS_PER_JOB", "-1"),
@@ -99,10 +114,37 @@ def test_other_programs_variables_are_let_be(monkeypatch: pytest.MonkeyPatch, na
     DispatcherSettings.from_environment()
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["http://back_end:80", "https://[fd00::1]:8443/base", "http://b\u00fccher.example.com", "http://b./"],
+)
+def test_a_backend_may_be_at(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("BACKEND_URL", url)
+    assert DispatcherSettings.from_environment().backend_url == url
+
+
+def test_a_secret_that_was_made_from_a_file_is_sent_without_the_end_of_its_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No header may hold it: not one status was delivered, for as long as it is tried."""
+    monkeypatch.setenv("WEBHOOK_SECRET", f"{SECRET}\n")
+    with Receiver("t0ken") as receiver:
+        monkeypatch.setenv("BACKEND_TOKEN", " t0ken\r\n")
+        monkeypatch.setenv("BACKEND_URL", f"{receiver.url}\n")
+        settings = DispatcherSettings.from_environment()
+        assert settings.backend_url == receiver.url
+        webhook = make_webhook(settings, make_allowed_hosts(settings))
+        assert webhook.patch(receiver.status_url(42), {"style_id": 42}, "msg_1") == Delivered()
+        (patch,) = receiver.patches
+    standardwebhooks.Webhook(SECRET).verify(patch.body.decode(), patch.headers)
+
+
 def test_an_empty_variable_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKEND_TOKEN", "\n")
     monkeypatch.setenv("MAX_ACTIVE_JOBS", "")
     monkeypatch.setenv("TRAINER_ENV", "")
-    assert DispatcherSettings.from_environment().max_active_jobs == 0
+    settings = DispatcherSettings.from_environment()
+    assert (settings.max_active_jobs, settings.backend_token) == (0, None)
 
 
 def test_lists_have_commas_and_the_trainers_environment_is_json(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,6 +166,13 @@ def test_no_secret_is_in_the_text_of_an_error_or_of_the_settings(monkeypatch: py
     with pytest.raises(InvalidSettingsError) as caught:
         DispatcherSettings.from_environment()
     assert "hidden" not in str(caught.value)
+    monkeypatch.delenv("WEBHOOK_SECRET")
+    monkeypatch.setenv("BACKEND_TOKEN", "hidden\u2026")
+    monkeypatch.setenv("BACKEND_URL", "http://user:hidden@backend")
+    with pytest.raises(InvalidSettingsError) as caught:
+        DispatcherSettings.from_environment()
+    assert "BACKEND_TOKEN" in str(caught.value)
+    assert "hidden" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +181,8 @@ def test_no_secret_is_in_the_text_of_an_error_or_of_the_settings(monkeypatch: py
         ({"MAX_ACTIVE_JOBS": "many"}, "MAX_ACTIVE_JOBS"),
         ({"JOB_TEMPLATE": "/nowhere/job.yaml"}, "JOB_TEMPLATE"),
         ({"BACKEND_URL": ""}, "BACKEND_URL"),
+        ({"BACKEND_URL": "\n"}, "BACKEND_URL"),
+        ({"REQUESTS_CA_BUNDLE": "/nowhere/ca.crt"}, "REQUESTS_CA_BUNDLE /nowhere/ca.crt"),
     ],
 )
 def test_the_program_says_in_one_line_why_it_does_not_start(

@@ -173,7 +173,11 @@ def test_an_answer_without_end_does_not_hold_a_worker() -> None:
     assert answer == Delivered()
 
 
-@pytest.mark.parametrize("garbage", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200"])
+@pytest.mark.parametrize(
+    "garbage",
+    [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200", b"a-" * 20_000 + b"\r\n\r\n"],
+    ids=lambda garbage: garbage[:20],
+)
 def test_an_answer_that_is_no_http_is_tried_again(garbage: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -192,6 +196,7 @@ def test_an_answer_that_is_no_http_is_tried_again(garbage: bytes) -> None:
         thread.join()
     assert isinstance(answer, TryAgain | Delivered)
     assert isinstance(answer, TryAgain) or garbage == b"HTTP/1.1 200"
+    assert len(str(answer)) < 700, "of a long answer the beginning is quoted"
 
 
 @pytest.fixture
