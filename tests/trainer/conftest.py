@@ -129,6 +129,15 @@ def undisturbed_after(
     return train
 
 
+def in_the_hubs_cache(base: Path, cache: Path, commit: str) -> Path:
+    """Move base into a hub's cache, as somebody/some-model's main branch; return its new place."""
+    repository = cache / "models--somebody--some-model"
+    (repository / "refs").mkdir(parents=True, exist_ok=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots").mkdir(exist_ok=True)
+    return base.rename(repository / "snapshots" / commit)
+
+
 Train = Callable[..., Outcome]
 
 

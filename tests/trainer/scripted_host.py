@@ -40,6 +40,9 @@ def scripted_host() -> Iterator[ScriptedHost]:
             except ConnectionError:
                 self.close_connection = True  # the client has had enough
 
+        def do_HEAD(self) -> None:
+            self.do_GET()
+
         def do_PUT(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             self.do_GET()

@@ -1,13 +1,17 @@
 """Checkpoints that are whole or not there, and the right one among them."""
 
 import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
+from trainer.checkpoint import Checkpoint, discard_checkpoints, load_newest, save_checkpoint
 from trainer.errors import StorageError
 
 
@@ -89,6 +93,82 @@ def test_full_disk_leaves_the_older_checkpoint_and_no_rest(
     read = load_newest(tmp_path, "ours")
     assert read is not None
     assert read.step == 10
+
+
+def test_full_disk_promises_no_checkpoint_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(StorageError, match="Started again, the training begins afresh"):
+            save_checkpoint(tmp_path, make(10), keep=1)
+    save_checkpoint(tmp_path, make(10), keep=1)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="goes on from the checkpoint before it"):
+        save_checkpoint(tmp_path, make(20, epoch=2), keep=1)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "7", '""', "{}", '{"sha256": null}', "[[[", b"\xff"])
+def test_values_that_are_other_json_or_none_are_passed_over(tmp_path: Path, content: str | bytes) -> None:
+    """They ended every later start of the style, until somebody cleaned up by hand."""
+    save_checkpoint(tmp_path, make(10), keep=2)
+    newest = save_checkpoint(tmp_path, make(20, epoch=2), keep=2) / "state.json"
+    newest.write_bytes(content if isinstance(content, bytes) else content.encode())
+    read = load_newest(tmp_path, "ours")
+    assert read is not None
+    assert read.step == 10
+
+
+def change_values(path: Path, change: Callable[[dict[str, Any]], object], *, hash_again: bool) -> None:
+    """Edit a checkpoint's values; with hash_again as another version of the program would write them."""
+    values = json.loads((path / "state.json").read_text())
+    change(values)
+    if hash_again:
+        del values["sha256"]
+        content = json.dumps(values, sort_keys=True).encode() + (path / "state.safetensors").read_bytes()
+        values["sha256"] = hashlib.sha256(content).hexdigest()
+    (path / "state.json").write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda values: values.pop("scaler"), lambda values: values.update(sampler={})],
+    ids=["a field less", "a field more"],
+)
+def test_checkpoint_of_another_version_is_passed_over(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    change_values(save_checkpoint(tmp_path, make(10), keep=2), change, hash_again=True)
+    assert load_newest(tmp_path, "ours") is None
+
+
+def test_changed_value_is_damage(tmp_path: Path) -> None:
+    """Where only the tensors were hashed, an epoch that did not belong to its step ended in an IndexError."""
+    path = save_checkpoint(tmp_path, make(10), keep=2)
+    change_values(path, lambda values: values.update(step=10), hash_again=False)
+    assert load_newest(tmp_path, "ours") is not None
+    change_values(path, lambda values: values.update(epoch=2), hash_again=False)
+    assert load_newest(tmp_path, "ours") is None
+
+
+def test_what_somebody_keeps_among_the_checkpoints_is_neither_taken_nor_removed(tmp_path: Path) -> None:
+    """A copy of a good one is the most natural thing to put there."""
+    kept = []
+    for number in range(1, 4):
+        newest = save_checkpoint(tmp_path, make(10 * number, epoch=number), keep=1)
+        shutil.copytree(newest, tmp_path / f"{newest.name}-best")
+        (newest / "notes.txt").write_text("mine")
+        kept += [tmp_path / f"{newest.name}-best" / "state.json", newest / "notes.txt"]
+    save_checkpoint(tmp_path, make(30, epoch=3), keep=1)  # again, into a folder that has notes
+    read = load_newest(tmp_path, "ours")
+    assert read is not None
+    assert read.epoch == 3
+    discard_checkpoints(tmp_path)
+    assert load_newest(tmp_path, "ours") is None
+    assert all(path.exists() for path in kept)
 
 
 def test_checkpoint_saved_again_replaces_a_damaged_one(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Pictures over real HTTP from a host that does all that hosts do."""
 
+import gc
 import socket
 import threading
 import time
@@ -187,6 +188,24 @@ def test_a_redirect_is_followed(host: ScriptedHost, tmp_path: Path) -> None:
     assert fetch(tmp_path, url)[0].read_bytes() == b"picture"
 
 
+def test_a_redirects_body_without_end_is_left_unread(host: ScriptedHost, tmp_path: Path) -> None:
+    """requests reads it whole into memory before it goes on: gigabytes in seconds."""
+    sent = []
+
+    def redirect(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(302)
+        handler.send_header("Location", "/new.jpg")
+        handler.end_headers()
+        for _ in range(200):
+            handler.wfile.write(b"x" * 1_000_000)
+            sent.append(1_000_000)
+
+    url = host.on("/old.jpg", redirect)
+    host.on("/new.jpg", body(b"picture"))
+    assert fetch(tmp_path, url)[0].read_bytes() == b"picture"
+    assert sum(sent) < 100_000_000
+
+
 @pytest.mark.parametrize(
     "location", ["/a.jpg", "file:///etc/passwd", "ftp://127.0.0.1/a.jpg", "http://[", "//"]
 )
@@ -222,6 +241,37 @@ def test_a_host_that_speaks_no_http_is_a_download_error(host: ScriptedHost, tmp_
 
     with pytest.raises(DownloadError):
         fetch(tmp_path, host.on("/a.jpg", greet))
+
+
+def test_what_a_host_says_beside_its_status_is_cut_and_made_one_line(
+    host: ScriptedHost, tmp_path: Path
+) -> None:
+    """It went whole into the log, escape sequences and all, and the advice out of the termination message."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.1 404 Gone\x1b[31m \x9b\x00for ever" + b"x" * 60_000 + b"\r\n\r\n")
+        handler.close_connection = True
+
+    with pytest.raises(InvalidImageError, match=r"a\.jpg answers 404 Gone") as raised:
+        fetch(tmp_path, host.on("/a.jpg", answer))
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 250
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # urllib3 leaves the socket to the collector then
+def test_a_header_that_contradicts_itself_is_not_called_a_fault_of_the_url(
+    host: ScriptedHost, tmp_path: Path
+) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "10, 20")
+        handler.end_headers()
+
+    url = host.on("/a.jpg", answer, body(b"picture"))
+    with pytest.raises(DownloadError, match=r"a\.jpg is answered with an HTTP header that contradicts"):
+        fetch(tmp_path, url, policy=DownloadPolicy(attempts=1))
+    gc.collect()
+    assert fetch(tmp_path, url)[0].read_bytes() == b"picture"
 
 
 @pytest.mark.parametrize("path", ["missing.jpg", "", "a\0b", "x" * 5000])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,9 @@ from tests.trainer.rig import randomize
 from trainer.base_model import load_unet
 from trainer.checkpoint import load_newest
 from trainer.errors import StorageError, TrainingError
-from trainer.export import TrainingFacts, export_weights, kohya_tensors
+from trainer.export import TrainingFacts, export_weights, kohya_tensors, make_metadata
 from trainer.lora import Adapter, attach_lora
+from trainer.optimizer import learning_rates
 from trainer.plan import TrainingPlan, make_plan
 from trainer.settings import TrainerSettings
 
@@ -32,6 +34,7 @@ FACTS = TrainingFacts(
     prediction_type="epsilon",
     loss=0.125,
     fingerprint="f" * 64,
+    base_identity="b" * 64,
     finished_at="2026-01-02T03:04:05+00:00",
 )
 
@@ -131,6 +134,26 @@ def test_metadata_say_what_was_trained_in_texts_only(weights: Path) -> None:
     assert json.loads(metadata["ss_tag_frequency"]) == {"style-42": {"blorp": 2, "a cat": 1, "a dog": 1}}
     # diffusers refuses a file that has it beside .alpha tensors.
     assert "lora_adapter_metadata" not in metadata
+
+
+@pytest.mark.parametrize(
+    ("prediction_type", "version", "modelspec"),
+    [("epsilon", "sd_v1", "epsilon"), ("v_prediction", "sd_v1_v", "v")],
+)
+def test_v_prediction_makes_no_sd2_of_a_base(
+    plan: TrainingPlan, prediction_type: str, version: str, modelspec: str
+) -> None:
+    """As sd-scripts has it (library/model_util.py): programs would offer the file for SD 2 only."""
+    metadata = make_metadata(plan, replace(FACTS, prediction_type=prediction_type), "")
+    assert (metadata["ss_v2"], metadata["ss_base_model_version"]) == ("False", version)
+    assert metadata["modelspec.prediction_type"] == modelspec
+
+
+def test_warmup_in_the_metadata_is_the_schedules(plan: TrainingPlan) -> None:
+    facts = replace(FACTS, steps=25)
+    steps = int(make_metadata(plan, facts, "")["ss_lr_warmup_steps"])
+    rates = learning_rates(1.0, facts.steps, warmup_fraction=plan.warmup_fraction, schedule="constant")
+    assert steps == sum(rate < 1 for rate in rates) == 2
 
 
 def test_hash_is_that_of_everything_after_the_header(weights: Path) -> None:

@@ -171,6 +171,41 @@ def test_a_text_chunk_bomb_is_refused(tmp_path: Path) -> None:
         loaded(whole[:33] + text + whole[33:], tmp_path)
 
 
+@pytest.mark.parametrize("after_the_pixels", [False, True])
+def test_a_picture_with_megabytes_of_history_in_it_loads(tmp_path: Path, after_the_pixels: bool) -> None:
+    """Photoshop writes such; "no JPEG, PNG or WebP picture" was said of it."""
+    text = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b"<rdf/>" * 1_000_000)
+    whole, at = saved(red_over_blue(), "PNG"), -12 if after_the_pixels else 33
+    picture = loaded(whole[:at] + png_chunk(b"iTXt", text) + whole[at:], tmp_path)
+    assert is_near(picture, (150, 50), RED)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "PIL.Image.open",
+        "PIL.ImageFile.ImageFile.load",
+        "PIL.ImageOps.exif_transpose",
+        "PIL.ImageCms.profileToProfile",
+        "PIL.Image.Image.paste",
+    ],
+)
+def test_memory_that_is_full_is_not_the_pictures_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Taken for a bad picture, it would end the Job without another try; or turn the picture wrongly."""
+    picture = red_over_blue().convert("RGBA")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    (tmp_path / "a.png").write_bytes(saved(picture, "PNG", icc_profile=profile))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(place, fail)
+    with pytest.raises(MemoryError):
+        validate_pictures([tmp_path / "a.png"], ["a.png"])
+
+
 def test_a_file_of_too_many_bytes_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "big.png"
     with path.open("wb") as file:
@@ -398,7 +433,7 @@ def test_square_takes_the_middle() -> None:
 
 
 def test_a_folder_gives_its_pictures_by_name_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "c.webp", "d.jpeg", "a.txt", "notes.gif"):
+    for name in ("b.JPG", "a.png", "c.webp", "d.jpeg", "a.txt", "notes.gif", "._a.png"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     assert [path.name for path in images_in_folder(tmp_path)] == ["a.png", "b.JPG", "c.webp", "d.jpeg"]

@@ -2,10 +2,13 @@
 
 import os
 import signal
+import threading
 from select import select
 
 import pytest
 
+from job_contract.outcome import FailureCode
+from tests.trainer.conftest import Workshop
 from trainer.interrupt import Interrupt, StopRequested
 
 
@@ -18,6 +21,50 @@ def test_signal_raises_wherever_the_program_is(number: signal.Signals) -> None:
     with Interrupt() as interrupt, pytest.raises(StopRequested):
         send(number)
     assert interrupt.event.is_set()
+
+
+def test_signal_that_another_thread_took_ends_a_wait_without_end() -> None:
+    """As one does that comes just before the main thread falls asleep: a download was waited for then."""
+    lock = threading.Lock()
+    lock.acquire()
+    with Interrupt():
+        threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)).start()
+        with pytest.raises(StopRequested):
+            lock.acquire()
+
+
+def test_signal_that_was_held_back_at_the_start_is_answered() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGTERM)  # to this thread: another one may not hold it back
+        with pytest.raises(StopRequested):
+            interrupt.listen()
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+INTERRUPTED_WHILE_IT_IMPORTS = """
+import os, runpy, signal, sys
+
+class Interrupter:
+    def find_spec(self, name, path=None, target=None):
+        if name == "trainer.arguments":
+            os.kill(os.getpid(), signal.{signal})
+
+sys.meta_path.insert(0, Interrupter())
+runpy.run_module("trainer", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+def test_signal_while_the_program_is_imported_ends_it_as_any_other(workshop: Workshop, number: str) -> None:
+    """Linux drops what a container's first process has no handler for, and the training went on."""
+    code = INTERRUPTED_WHILE_IT_IMPORTS.format(signal=number)
+    process = workshop.start(workshop.request(), program=("-c", code))
+    _, log = process.communicate(timeout=120)
+    outcome = workshop.outcome(process.returncode, log)
+    assert outcome.code == 75, log
+    assert outcome.failure is not None
+    assert outcome.failure.failure_code is FailureCode.EVICTED
 
 
 def test_arrival_of_a_signal_can_be_waited_for_on_another_thread() -> None:

@@ -8,17 +8,21 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load as load_whole
 from safetensors.torch import load_file
 
 from job_contract.outcome import FailureCode
 from job_contract.progress import parse_progress
-from tests.trainer.conftest import Train, Workshop
+from tests.trainer.conftest import Train, Workshop, in_the_hubs_cache
+from tiny_base import build_tiny_base
 from trainer.base_model import find_base
 from trainer.errors import ConfigurationError
+from trainer.examples import Latents, encode_pictures
 
 
 def test_training_leaves_the_files_of_the_contract_and_no_others(workshop: Workshop, train: Train) -> None:
@@ -114,6 +118,80 @@ def test_changed_picture_under_the_same_name_starts_afresh(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("damage", ["flipped", "cut", "longer"])
+def test_damaged_weights_are_no_finished_training(workshop: Workshop, train: Train, damage: str) -> None:
+    """`completed` means that the file loads, and as what was trained."""
+    train(workshop.request())
+    weights = workshop.folder().weights
+    whole = weights.read_bytes()
+    flipped = whole[:-100] + bytes([whole[-100] ^ 1]) + whole[-99:]
+    weights.write_bytes({"flipped": flipped, "cut": whole[:-9], "longer": whole + b"x"}[damage])
+    outcome = train(workshop.request())
+    assert outcome.code == 0, outcome.log
+    assert "is cut off or damaged and is made again" in outcome.log
+    assert load_file(weights).keys() == load_whole(whole).keys()
+    assert body(weights.read_bytes()) == body(whole)
+
+
+def body(safetensors: bytes) -> bytes:
+    return safetensors[8 + int.from_bytes(safetensors[:8], "little") :]
+
+
+def test_another_base_at_the_same_path_is_another_training(
+    workshop: Workshop, train: Train, tmp_path: Path
+) -> None:
+    """A finished one was handed out for it, and one that was not went on over another UNet."""
+    base = build_tiny_base(tmp_path / "base", seed=1)
+    arguments = workshop.request()
+    train(arguments, BASE_MODEL=str(base))
+    first = body(workshop.folder().weights.read_bytes())
+    shutil.rmtree(base)
+    build_tiny_base(base, seed=2)
+    outcome = train(arguments, BASE_MODEL=str(base))
+    assert "was trained on another base and is made again" in outcome.log
+    assert "starting afresh" in outcome.log
+    assert body(workshop.folder().weights.read_bytes()) != first
+
+
+def test_finished_training_needs_no_base_to_be_known_as_that(
+    workshop: Workshop, train: Train, tiny_base: Path, tmp_path: Path
+) -> None:
+    """A copy of the same base is the same base; and for one that is not here nothing is downloaded."""
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base", copy_function=shutil.copyfile))
+    arguments = workshop.request()
+    train(arguments, BASE_MODEL=str(base))
+    shutil.rmtree(base)
+    assert "trained already" in train(arguments, BASE_MODEL=str(base)).log
+    shutil.copytree(tiny_base, base, copy_function=shutil.copyfile)
+    assert "trained already" in train(arguments, BASE_MODEL=str(base)).log
+
+
+def test_hub_branch_that_moved_is_another_training(
+    workshop: Workshop, train: Train, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments, base = workshop.request(), {"BASE_MODEL": "somebody/some-model"}
+    for number, commit in enumerate(("1" * 40, "2" * 40)):
+        copy = Path(shutil.copytree(tiny_base, tmp_path / f"base{number}"))
+        in_the_hubs_cache(copy, tmp_path / "hub", commit)
+        outcome = train(arguments, **base)
+        assert outcome.code == 0, outcome.log
+        assert "trained already" not in outcome.log
+    assert "trained already" in train(arguments, **base).log
+
+
+def test_edited_caption_beside_a_picture_is_another_training(
+    workshop: Workshop, train: Train, tmp_path: Path
+) -> None:
+    picture = Path(shutil.copy(workshop.pictures[0], tmp_path / "picture.jpg"))
+    arguments = ["--style-id", "1", "--images", str(picture), "--epochs", "1"]
+    for caption in ("a cat", "a dog that runs"):
+        picture.with_suffix(".txt").write_text(caption)
+        assert "trained already" not in train(arguments).log
+    assert "trained already" in train(arguments).log
+
+
 @pytest.mark.parametrize(
     ("place", "error", "what"),
     [
@@ -156,6 +234,37 @@ def test_samples_and_plots_that_fail_are_noted_and_the_training_completes(
     assert train(workshop.request(num_epochs=20), **settings).log.count("trained already") == 1
 
 
+def test_memory_that_does_not_hold_vae_and_unet_encodes_without_the_unet(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At RESOLUTION=1024 the VAE takes more than a step does; the weights are the same."""
+    train(workshop.request())
+    expected = body(workshop.folder().weights.read_bytes())
+    shutil.rmtree(workshop.folder().root)
+    moves = list[torch.device | str]()
+    where_it_was = list[torch.device | str]()
+
+    def encode(*arguments: Any, **options: Any) -> list[Latents]:
+        where_it_was.append(moves[-1])
+        if len(where_it_was) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return encode_pictures(*arguments, **options)
+
+    def move(unet: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+        moves.append(device)
+        return unet
+
+    monkeypatch.setattr("trainer.preparation.encode_pictures", encode)
+    monkeypatch.setattr("diffusers.UNet2DConditionModel.to", move)
+    outcome = train(workshop.request())
+    assert outcome.code == 0, outcome.log
+    assert "encoded without the UNet on it" in outcome.log
+    device = torch.device("cpu")  # the training's own, whose name differs from what is the CPU for certain
+    assert where_it_was == [device, "cpu"]
+    assert moves[-1] == device
+    assert body(workshop.folder().weights.read_bytes()) == expected
+
+
 def test_out_of_memory_at_the_export_is_said_as_that_and_the_retry_trains_nothing_again(
     workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,9 +294,80 @@ def test_samples_get_a_row_every_so_many_epochs(workshop: Workshop, train: Train
         assert samples.height == 24 + 4 * 64  # before, epochs 1 and 2, after
 
 
+def test_pictures_beside_the_weights_are_never_another_trainings(workshop: Workshop, train: Train) -> None:
+    """The samples of the style's last training stayed, and went to S3 with the new weights."""
+    train(workshop.request(num_epochs=1), SAMPLE_PROMPTS='["a cat"]', SAMPLE_STEPS="1")
+    assert workshop.folder().samples.exists()
+    train(workshop.request(num_epochs=2), SAMPLE_PROMPTS="[]")
+    assert not workshop.folder().samples.exists()
+    assert "samples.png" not in workshop.folder().model_card.read_text()
+
+
 def test_aspect_buckets_train_pictures_of_different_shapes(workshop: Workshop, train: Train) -> None:
     outcome = train(workshop.request(batch_size=2), ASPECT_BUCKETS="true", RESOLUTION="128")
     assert outcome.code == 0, outcome.log
+
+
+@pytest.mark.parametrize("name", ["images", ".downloads", "my pictures"])
+def test_pictures_in_the_styles_own_folder_are_trained_and_still_there(
+    workshop: Workshop, train: Train, name: str
+) -> None:
+    """models/1/images is where one would put them, and downloads had that name: all was removed."""
+    place = workshop.folder().root / name
+    place.mkdir(parents=True)
+    pictures = [Path(shutil.copy(picture, place)) for picture in workshop.pictures]
+    outcome = train(["--style-id", "1", "--images", str(place), "--epochs", "1"])
+    assert outcome.code == (65 if name == ".downloads" else 0), outcome.log
+    assert all(picture.exists() for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    "name", ["loss.png", "samples.png", "checkpoints/samples/epoch-0000.png", "x/../loss.png", "README.md"]
+)
+def test_what_the_trainer_writes_is_not_taken_for_a_picture(
+    workshop: Workshop, train: Train, name: str
+) -> None:
+    """--images models/1 found the plot of the training before, and it was written over while it was read."""
+    path = workshop.folder().root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(workshop.pictures[0], path)
+    outcome = train(workshop.request(image_paths=[str(workshop.pictures[1]), str(path)]))
+    assert outcome.code == 65
+    assert outcome.failure is not None
+    assert f"{name} is where the trainer has its own files" in outcome.failure.failure_reason
+    assert path.exists()
+
+
+def test_somebody_elses_files_in_the_style_folder_are_neither_removed_nor_written_over(
+    workshop: Workshop, train: Train
+) -> None:
+    folder = workshop.folder()
+    folder.sample_rows.mkdir(parents=True)
+    theirs = [folder.model_card, folder.loss_plot, folder.samples, folder.checkpoints / "notes.txt"]
+    theirs += [folder.sample_rows / "epoch-0001-nice.png", folder.root / "lora_weights.safetensors.kept-1"]
+    theirs.append(folder.weights)
+    for path in theirs:
+        path.write_text("mine")
+    settings = {"SAMPLE_PROMPTS": '["a cat"]', "SAMPLE_STEPS": "1"}
+    for epochs in (1, 2):  # the second one clears away what the first one left
+        outcome = train(workshop.request(num_epochs=epochs), **settings)
+        assert outcome.result is not None, outcome.log
+        assert [note.partition(" could")[0] for note in outcome.result.notes] == [
+            "loss.png",
+            "samples.png",
+            "README.md",
+        ]
+        assert all("is kept; move it away" in note for note in outcome.result.notes)
+        assert folder.weights.exists()
+    theirs[theirs.index(folder.weights)] = folder.root / "lora_weights.safetensors.kept-2"
+    assert {path.read_text() for path in theirs} == {"mine"}
+    assert "trained already" in train(workshop.request(num_epochs=2), **settings).log
+    for path in theirs:
+        path.unlink()
+    for epochs in (1, 2):  # the second one writes over the trainer's own
+        outcome = train(workshop.request(num_epochs=epochs), **settings)
+        assert outcome.result is not None
+        assert outcome.result.notes == []
 
 
 def test_two_trainers_of_one_style_are_kept_apart(workshop: Workshop, train: Train) -> None:
@@ -231,6 +411,61 @@ def test_damaged_picture_ends_with_65_and_its_name(workshop: Workshop, train: Tr
     assert outcome.code == 65
     assert outcome.failure is not None
     assert "damaged.jpg" in outcome.failure.failure_reason
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("caf\udce9.jpg", r"caf\udce9.jpg is not UTF-8"),
+        ("~nosuchuser/a.jpg", "~nosuchuser/a.jpg begins with the home folder of a user that does not exist"),
+        ("x" * 300, "x cannot be read (File name too long)"),
+    ],
+    ids=["not UTF-8", "nobody's home", "too long"],
+)
+def test_path_that_cannot_be_used_ends_with_65_and_its_name(
+    workshop: Workshop, train: Train, tmp_path: Path, name: str, said: str
+) -> None:
+    """They were failures of the software or of the models volume, which would be tried again in vain."""
+    path = name if name.startswith("~") else str(tmp_path / name)
+    outcome = train(["--style-id", "1", "--images", path, "--epochs", "1"])
+    assert outcome.code == 65, outcome.log
+    assert outcome.failure is not None
+    assert outcome.failure.failure_code is FailureCode.INVALID_IMAGES
+    assert said in outcome.failure.failure_reason
+
+
+def test_folder_with_a_name_that_is_not_utf8_ends_with_65(
+    workshop: Workshop, train: Train, tmp_path: Path
+) -> None:
+    shutil.copy(workshop.pictures[0], tmp_path / "caf\udce9.jpg")
+    outcome = train(["--style-id", "1", "--images", str(tmp_path)])
+    assert outcome.code == 65, outcome.log
+    assert r"caf\udce9.jpg is not UTF-8" in outcome.log
+
+
+def test_full_memory_while_a_picture_is_decoded_is_out_of_memory(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The picture is good, so another try, on another machine, may do."""
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    outcome = train(workshop.request())
+    assert outcome.code == 70
+    assert outcome.failure is not None
+    assert outcome.failure.failure_code is FailureCode.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("word", ["two\nwords", "a`tick", "``"])
+def test_trigger_word_does_not_break_the_model_card(workshop: Workshop, train: Train, word: str) -> None:
+    train(workshop.request(trigger_word=word))
+    card = workshop.folder().model_card.read_text()
+    said = " ".join(word.split())
+    fence = "```" if said == "``" else "``" if "`" in said else "`"
+    space = " " if "`" in said else ""
+    assert f"Put its trigger word, {fence}{space}{said}{space}{fence}, into the prompt." in card
 
 
 @pytest.mark.parametrize("arguments", [[], ["--epochs", "3"], ["--style-id", "1"], ["--nonsense"]])
@@ -278,7 +513,7 @@ def test_base_with_a_config_that_is_no_json_ends_with_78(
     (base / "vae/config.json").write_text("")
     outcome = train(workshop.request(), BASE_MODEL=str(base))
     assert outcome.code == 78
-    assert "config.json that is no JSON" in outcome.log
+    assert "vae/config.json is no JSON" in outcome.log
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,16 @@ def test_downloads_of_a_killed_run_and_of_this_one_are_removed(tmp_path: Path, p
     assert not folder.exists()
 
 
+def test_what_else_lies_among_the_downloads_is_not_removed(tmp_path: Path, pictures: list[Path]) -> None:
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    for name in ("0000", "cat.jpg", "20251124.jpg", "00012"):
+        (folder / name).write_text("mine")
+    with coming(folder, pictures) as ours:
+        ours.result()
+    assert {path.name for path in folder.iterdir()} == {"cat.jpg", "20251124.jpg", "00012"}
+
+
 def test_nothing_waits_for_the_pictures_when_the_start_fails(tmp_path: Path) -> None:
     """A GPU that is missing is said at once, though a host is slow."""
     with socket.create_server(("127.0.0.1", 0)) as host:

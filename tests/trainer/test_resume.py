@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -181,6 +182,49 @@ def test_sigterm_from_outside_ends_the_process_with_75_within_the_grace_period(
     assert process.returncode == 75, log
     assert "goes on from its last checkpoint" in workshop.message.read_text()
     assert list(workshop.folder().checkpoints.glob("epoch-*"))
+
+
+ROWS = {"SAMPLE_EVERY_EPOCHS": "1", "SAMPLE_STEPS": "1", "CHECKPOINT_EVERY_EPOCHS": "1"}
+
+
+def test_row_of_samples_that_an_interruption_broke_off_is_drawn_at_the_next_start(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was missing for ever, without a note."""
+    request = workshop.request(num_epochs=3)
+    with monkeypatch.context() as patch:
+        signal_at(patch, "trainer.samples:Sampler:draw", 2)
+        assert train(request, SAMPLE_PROMPTS='["a cat"]', **ROWS).code == 75
+    assert train(request, SAMPLE_PROMPTS='["a cat"]', **ROWS).code == 0
+    with Image.open(workshop.folder().samples) as samples:
+        assert samples.height == 24 + 4 * 64  # before, and three epochs
+
+
+def test_inside_an_epoch_no_row_is_drawn_for_the_epoch_before_it(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights are no longer that epoch's."""
+    request = workshop.request(num_epochs=2)
+    with monkeypatch.context() as patch:
+        signal_at(patch, "trainer.objective:Objective:losses", 6)
+        assert train(request).code == 75
+    train(request, SAMPLE_PROMPTS='["a cat"]', **ROWS)
+    with Image.open(workshop.folder().samples) as samples:
+        assert samples.height == 24 + 2 * 64  # before, and the second epoch
+
+
+def test_prompts_that_change_before_a_training_goes_on_get_a_sheet_of_their_own(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of a cat stood under the heading of a dog."""
+    request = workshop.request(num_epochs=3)
+    with monkeypatch.context() as patch:
+        signal_at(patch, "trainer.objective:Objective:losses", 9)
+        assert train(request, SAMPLE_PROMPTS='["a cat"]', **ROWS).code == 75
+    assert train(request, SAMPLE_PROMPTS='["a dog"]', **ROWS).code == 0
+    with Image.open(workshop.folder().samples) as samples:
+        # Before, the epochs 2, where it went on, and 3; with the cat's there would be a row more.
+        assert samples.height == 24 + 3 * 64
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(

@@ -1,10 +1,12 @@
 """The defaults are part of what a style looks like, so they are pinned; and the request wins over them."""
 
+from pathlib import Path
+
 import pytest
 
 from job_contract.request import TrainingRequest
 from job_contract.settings import InvalidSettingsError
-from trainer.plan import TrainingPlan, make_plan, training_fingerprint
+from trainer.plan import TrainingPlan, checkpoint_fingerprint, make_plan, training_fingerprint
 from trainer.settings import TrainerSettings
 
 
@@ -61,6 +63,12 @@ def test_environment_of_torch_distributed_is_not_taken_for_the_lora_rank(
         ("S3_PREFIX", "models"),
         ("S3_PREFIX", "/models/"),
         ("SAMPLE_PROMPTS", "a cat"),
+        ("SAMPLE_PROMPTS", '"a cat"'),
+        ("SAMPLE_PROMPTS", '{"a": 1}'),
+        ("SAMPLE_PROMPTS", "7"),
+        ("MODELS_DIR", "~nosuchuser/models"),
+        ("MODELS_DIR", "/models/caf\udce9"),
+        ("BASE_MODEL", "~nosuchuser/base"),
         ("SAMPLE_PROMTS", "[]"),
     ],
 )
@@ -77,9 +85,64 @@ def fingerprint(**fields: object) -> str:
 
 def test_fingerprint_survives_a_new_signature_of_a_presigned_url() -> None:
     """A retry with fresh URLs must not train a second time."""
-    signed = [fingerprint(image_paths=[f"https://h/a.jpg?X-Amz-Signature={number}"]) for number in "12"]
-    assert signed[0] == signed[1] == fingerprint()
+    signings = [
+        "X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-Date=2026{0}&X-Amz-Security-Token={0}&X-Amz-Signature={0}",
+        "X-Goog-Credential=a&X-Goog-Date={0}&X-Goog-Signature={0}",
+        "AWSAccessKeyId=a&Expires={0}&Signature={0}",
+        "Policy={0}&Signature={0}&Key-Pair-Id=a",
+        "sv=2026-02-06&st={0}&se={0}&sr=b&sp=r&skoid={0}&sig={0}",
+    ]
+    for signing in signings:
+        signed = [f"https://h/a.jpg?{signing.format(number)}" for number in "12"]
+        assert fingerprint(image_paths=signed[:1]) == fingerprint(image_paths=signed[1:])
     assert fingerprint(webhook_url="https://backend/status") == fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("https://h/image?id=1", "https://h/image?id=2"),
+        ("https://h/image?sr=1", "https://h/image?sr=2"),  # a name of Azure's, without Azure's signature
+        ("https://h/image?token=1", "https://h/image?token=2"),
+        ("https://h/a?versionId=1&X-Amz-Signature=s", "https://h/a?versionId=2&X-Amz-Signature=s"),
+        ("https://h/a?id=1&sig=s&sr=b", "https://h/a?id=2&sig=s&sr=b"),
+        ("s3://b/what?1.jpg", "s3://b/what?2.jpg"),
+    ],
+)
+def test_fingerprint_tells_pictures_apart_that_only_their_query_does(one: str, other: str) -> None:
+    """The weights of one would be handed out as those of the other."""
+    assert fingerprint(image_paths=[one]) != fingerprint(image_paths=[other])
+
+
+def test_fingerprint_counts_a_caption_beside_a_picture_if_it_is_read(tmp_path: Path) -> None:
+    picture, caption = tmp_path / "a.jpg", tmp_path / "a.txt"
+    picture.touch()
+    without = fingerprint(image_paths=[str(picture)])
+    captioned = fingerprint(image_paths=[str(picture)], captions=["a cat"])
+    caption.write_text("a dog")
+    one = fingerprint(image_paths=[str(picture)])
+    caption.write_text("a dog that runs")
+    assert len({without, one, fingerprint(image_paths=[str(picture)])}) == 3
+    assert fingerprint(image_paths=[str(picture)], captions=["a cat"]) == captioned
+
+
+def test_checkpoint_fits_whatever_the_pictures_are_called_but_not_another_base() -> None:
+    """A signature that nobody knows, or a copied file, must not cost the training; another UNet must."""
+
+    def resumable(base: str = "base", examples: str = "pixels", weights: int = 7, **fields: object) -> str:
+        one = request(**fields)
+        plan = make_plan(one, TrainerSettings())
+        return checkpoint_fingerprint(one, plan, examples=examples, base=base, weights=weights)
+
+    assert resumable(image_paths=["https://h/a?token=1"]) == resumable(image_paths=["/a.jpg"])
+    different = [
+        {"base": "other"},
+        {"examples": "other"},
+        {"weights": 8},
+        {"num_epochs": 99},
+        {"task_id": "b"},
+    ]
+    assert len({resumable(), *(resumable(**one) for one in different)}) == 6  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

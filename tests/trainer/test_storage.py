@@ -63,10 +63,14 @@ def read(uri: str) -> bytes:
     return b"".join(ObjectStorage().read(uri))
 
 
-def s3_error(code: int, name: str) -> Any:
+def s3_error(code: int, name: str, **headers: str) -> Any:
+    """Answer with an error of S3's; header names are written with _ for -."""
+
     def answer(handler: Any) -> None:
         content = f"<?xml version='1.0'?><Error><Code>{name}</Code><Message>no</Message></Error>".encode()
         handler.send_response(code)
+        for header, value in headers.items():
+            handler.send_header(header.replace("_", "-"), value)
         handler.send_header("Content-Type", "application/xml")
         handler.send_header("Content-Length", str(len(content)))
         handler.end_headers()
@@ -141,6 +145,33 @@ def test_an_error_answer_says_whether_a_retry_may_help(
     assert SECRET not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("status", "code"), [(301, "PermanentRedirect"), (400, "AuthorizationHeaderMalformed")]
+)
+def test_a_bucket_of_another_region_names_the_region_and_the_setting(
+    host: ScriptedHost, tmp_path: Path, status: int, code: str
+) -> None:
+    """As a storage that is down it would be tried again and again, on a GPU."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"weights")
+    for path in ("/pictures", "/pictures/a"):
+        host.on(path, s3_error(status, code, x_amz_bucket_region="eu-west-1"))
+    with pytest.raises(ConfigurationError, match=r"in eu-west-1 .*AWS_REGION"):
+        ObjectStorage().upload(file, "pictures", "a")
+    with pytest.raises(ConfigurationError, match=r"in eu-west-1 .*AWS_REGION"):
+        read("s3://pictures/a")
+
+
+def test_redirects_in_a_circle_end_with_a_sentence(host: ScriptedHost, tmp_path: Path) -> None:
+    """botocore follows them until Python's stack is full."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"weights")
+    for path in ("/pictures", "/pictures/a"):
+        host.on(path, s3_error(307, "TemporaryRedirect", Location=host.url + path))
+    with pytest.raises(StorageError, match=r"in a circle.*AWS_ENDPOINT_URL"):
+        ObjectStorage().upload(file, "pictures", "a")
+
+
 def test_an_object_that_breaks_off_is_read_again(host: ScriptedHost, tmp_path: Path) -> None:
     host.on("/pictures/a.jpg", body(b"pic", length=7), body(b"picture"))
     policy = DownloadPolicy(first_delay_seconds=0.01)
@@ -208,9 +239,20 @@ def test_an_upload_is_one_request_whatever_its_size(host: ScriptedHost, tmp_path
     """Parts are taken back when SIGTERM breaks in, and a dead storage holds that past the grace period."""
     file = tmp_path / "weights"
     file.write_bytes(bytes(20_000_000))
-    host.on("/pictures/weights", status(200))
+    host.on("/pictures/weights", status(200, ETag='"0"'))
     ObjectStorage().upload(file, "pictures", "weights")
     assert host.requests == ["/pictures/weights"]
+
+
+def test_an_upload_that_any_web_server_answers_with_a_page_is_no_success(
+    host: ScriptedHost, tmp_path: Path
+) -> None:
+    """The backend would be told of weights in S3 that are nowhere."""
+    file = tmp_path / "weights"
+    file.write_bytes(b"weights")
+    host.on("/pictures/weights", body(b"<html>Welcome</html>"))
+    with pytest.raises(StorageError, match=r"AWS_ENDPOINT_URL names is no S3.*s3://pictures/weights"):
+        ObjectStorage().upload(file, "pictures", "weights")
 
 
 def test_an_upload_into_a_missing_bucket_is_a_storage_error(bucket: Any, tmp_path: Path) -> None:

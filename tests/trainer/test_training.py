@@ -10,7 +10,9 @@ from torch import Tensor
 
 from tests.trainer.rig import IMAGES, Rig, randomize
 from trainer.errors import OutOfMemoryError, TrainingError
+from trainer.interrupt import StopRequested
 from trainer.processes import ProcessGroup
+from trainer.randomness import EpochDraws
 from trainer.training import Training
 
 
@@ -111,6 +113,38 @@ def test_gradients_of_parts_of_a_batch_add_up_to_those_of_the_batch(tiny_base: P
     assert whole.abs().max() > 0
     for size in (2, 3, 4):
         torch.testing.assert_close(gradients_of(size), whole, rtol=1e-3, atol=1e-5 * float(whole.abs().max()))
+
+
+def test_loss_of_an_epoch_is_the_mean_over_its_images_and_not_over_its_steps(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of four pictures in batches of three, one counted as much as the other three together."""
+    rig, batches, gradients = Rig(tiny_base, batch_size=3, num_epochs=1), [], Training._gradients
+
+    def recording(self: Training, batch: list[int], draws: EpochDraws) -> Tensor:
+        loss = gradients(self, batch, draws)
+        batches.append((len(batch), float(loss)))
+        return loss
+
+    monkeypatch.setattr(Training, "_gradients", recording)
+    rig.training().train()
+    assert sorted(size for size, _ in batches) == [1, 3]
+    assert rig.epochs[0].loss == pytest.approx(sum(size * loss for size, loss in batches) / IMAGES)
+    assert rig.epochs[0].loss != pytest.approx(sum(loss for _, loss in batches) / 2, rel=1e-3)
+
+
+def test_loss_of_an_epoch_is_the_same_after_an_interruption_between_its_batches(tiny_base: Path) -> None:
+    whole = Rig(tiny_base, batch_size=3, num_epochs=1)
+    whole.training().train()
+    first = Rig(tiny_base, batch_size=3, num_epochs=1)
+    first.break_forward({2}, lambda _output: (_ for _ in ()).throw(StopRequested()))
+    with pytest.raises(StopRequested):
+        first.training().train()
+    second = Rig(tiny_base, batch_size=3, num_epochs=1)
+    training = second.training()
+    training.restore(first.checkpoints[-1])
+    training.train()
+    assert second.epochs[0].loss == whole.epochs[0].loss
 
 
 def test_number_of_epochs_counts_passes_whatever_the_batch_size(tiny_base: Path) -> None:

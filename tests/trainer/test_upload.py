@@ -3,6 +3,8 @@
 import signal
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -12,6 +14,10 @@ from moto.server import ThreadedMotoServer
 from job_contract.outcome import FailureCode
 from tests.parts.proxy import TcpProxy
 from tests.trainer.conftest import Train, Workshop, wait_for_line
+from tests.trainer.scripted_host import Answer, ScriptedHost, scripted_host, status
+from trainer.errors import StorageError
+from trainer.style_folder import StyleFolder
+from trainer.upload import upload_results
 
 
 @pytest.fixture
@@ -109,6 +115,54 @@ def test_sigterm_while_downloads_stall_ends_with_75_within_the_grace_period(
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=20)
     assert process.returncode == 75, log
+
+
+def test_storage_that_hangs_is_waited_for_once_for_the_small_files_and_once_for_the_weights(
+    tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file waits for half a minute, and a GPU with it."""
+    monkeypatch.setattr("trainer.storage._READ_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("trainer.storage._ATTEMPTS", 1)
+    folder, notes = folder_with_files(tmp_path), list[str]()
+    with scripted_host() as host:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", host.url)
+        for name in ("metrics.jsonl", "loss.png", "README.md", "lora_weights.safetensors"):
+            host.on(f"/bucket/{name}", silence(host))
+        with pytest.raises(StorageError, match=r"lora_weights\.safetensors"):
+            upload_results(folder, "bucket", "", notes)
+        assert host.requests == ["/bucket/metrics.jsonl", "/bucket/lora_weights.safetensors"]
+    assert notes[0].startswith("metrics.jsonl is not in S3")
+    assert notes[1:] == ["The small files after it were left out."]
+
+
+def test_small_file_that_is_refused_keeps_no_other_one_back(
+    tmp_path: Path, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, notes = folder_with_files(tmp_path), list[str]()
+    with scripted_host() as host:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", host.url)
+        host.on("/bucket/metrics.jsonl", status(403))
+        for name in ("loss.png", "README.md", "lora_weights.safetensors"):
+            host.on(f"/bucket/{name}", status(200, ETag='"0"'))
+        assert upload_results(folder, "bucket", "", notes) == "s3://bucket/lora_weights.safetensors"
+        assert len(host.requests) == 4
+    assert len(notes) == 1
+
+
+def silence(host: ScriptedHost) -> Answer:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        host.closing.wait()
+        handler.close_connection = True
+
+    return answer
+
+
+def folder_with_files(models: Path) -> StyleFolder:
+    folder = StyleFolder(models, 1)
+    folder.prepare()
+    for path in (folder.metrics, folder.loss_plot, folder.model_card, folder.weights):
+        path.write_bytes(b"content")
+    return folder
 
 
 def wait_until_connected(proxy: TcpProxy) -> None:

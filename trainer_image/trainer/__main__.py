@@ -9,13 +9,18 @@ What is imported at the top of this file is light: torch comes only when there i
 
 import logging
 import os
+import signal
 import sys
 import time
 
+if __name__ == "__main__":
+    # Held back until main can answer them. As a container's first process it would miss them else.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
 from job_contract.outcome import TrainingResult
-from job_contract.redaction import redact
 from job_contract.settings import InvalidSettingsError
 from trainer.arguments import find_request, parse_arguments
+from trainer.base_files import find_identity, read_ahead
 from trainer.errors import (
     ConfigurationError,
     InterruptedTrainingError,
@@ -26,7 +31,7 @@ from trainer.errors import (
 from trainer.finished import find_finished
 from trainer.imports import quick_imports
 from trainer.interrupt import Interrupt, StopRequested
-from trainer.logs import log_to_file, start_logging, stop_logging
+from trainer.logs import brief, log_to_file, start_logging, stop_logging
 from trainer.pictures import ComingPictures
 from trainer.plan import make_plan, training_fingerprint
 from trainer.settings import TrainerSettings
@@ -44,6 +49,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with Interrupt() as interrupt:
         try:
+            interrupt.listen()
             outcome = _outcome(argv, interrupt)
             interrupt.close()
         except StopRequested:
@@ -64,12 +70,10 @@ def _outcome(argv: list[str], interrupt: Interrupt) -> TrainingResult | TrainerE
         sentence = str(error)
         return _caused(ConfigurationError(sentence[:1].upper() + sentence[1:]), error)
     except OSError as error:
-        sentence = (
-            f"A file could not be read or written ({_brief(error)}); check the models volume, its space"
-        )
+        sentence = f"A file could not be read or written ({brief(error)}); check the models volume, its space"
         return _caused(StorageError(f"{sentence} and its permissions."), error)
     except Exception as error:  # noqa: BLE001 (whatever it is, the Job must end with a reason)
-        sentence = f"The trainer failed unexpectedly: {type(error).__name__}: {_brief(error)}"
+        sentence = f"The trainer failed unexpectedly: {type(error).__name__}: {brief(error)}"
         return _caused(TrainingError(f"{sentence}; training.log has the traceback."), error)
 
 
@@ -87,12 +91,14 @@ def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
     folder = StyleFolder(settings.models_dir, request.style_id)
     folder.prepare()
     log_to_file(folder.log)
+    folder.refuse_own_files(request.image_paths)
     with folder.locked():
         write_atomically(folder.request, request.to_json().encode())
         plan = make_plan(request, settings)
         fingerprint = training_fingerprint(request, plan)
         notes: list[str] = []
-        finished = find_finished(folder, fingerprint)
+        base = (plan.base_model, plan.base_model_revision, settings.mixed_precision)
+        finished = find_finished(folder, fingerprint, lambda: find_identity(*base))
         if finished:
             logger.info(
                 "Style %s is trained already: %s is the result of this very request.",
@@ -100,8 +106,9 @@ def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
                 folder.weights,
             )
         else:
-            with ComingPictures(request, plan, folder.images, interrupt) as pictures:
+            with ComingPictures(request, plan, folder.downloads, interrupt) as pictures:
                 with quick_imports():
+                    read_ahead(*base)
                     from trainer.run import train_style
 
                 finished, notes = train_style(
@@ -124,10 +131,6 @@ def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
 def _caused(error: TrainerError, cause: Exception) -> TrainerError:
     error.__cause__ = cause
     return error
-
-
-def _brief(error: Exception) -> str:
-    return redact(" ".join(str(error).split()))[:300]
 
 
 if __name__ == "__main__":

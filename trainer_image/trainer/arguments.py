@@ -1,6 +1,7 @@
 """The command line, and the request that it asks for."""
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -8,8 +9,9 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from job_contract.request import TrainingRequest, explain
-from trainer.errors import InvalidRequestError, UsageError
-from trainer.images import images_in_folder
+from trainer.errors import InvalidImageError, InvalidRequestError, UsageError
+from trainer.images import images_in_folder, picture_name
+from trainer.logs import redact_foreign
 from trainer.settings import TrainerSettings
 from trainer.style_folder import StyleFolder
 
@@ -35,7 +37,8 @@ class Arguments:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message[:1].upper()}{message[1:]}; python -m trainer --help lists the options.")
+        message = redact_foreign(message[:1].upper() + message[1:])  # it repeats what was typed
+        raise UsageError(f"{message}; python -m trainer --help lists the options.")
 
 
 def parse_arguments(argv: list[str]) -> Arguments:
@@ -78,7 +81,7 @@ def find_request(arguments: Arguments, settings: TrainerSettings) -> TrainingReq
     Raises:
         UsageError: nothing says what to train.
         InvalidRequestError: the request's file holds no valid request.
-        InvalidImageError: the folder of --images holds none.
+        InvalidImageError: the folder of --images holds none, or one's name can be in no request.
     """
     if arguments.images:
         return _by_hand(arguments, arguments.images)
@@ -98,11 +101,10 @@ def find_request(arguments: Arguments, settings: TrainerSettings) -> TrainingReq
 
 
 def _by_hand(arguments: Arguments, images: list[str]) -> TrainingRequest:
-    first = Path(images[0])
-    if len(images) == 1 and first.is_dir():
-        images = [str(path) for path in images_in_folder(first)]
-    # Absolute, because the request is reused from any folder.
-    paths = [image if "://" in image else str(Path(image).expanduser().absolute()) for image in images]
+    # Path's own raises where a name is too long.
+    if len(images) == 1 and os.path.isdir(images[0]):  # noqa: PTH112
+        images = [str(path) for path in images_in_folder(Path(images[0]))]
+    paths = [image if "://" in image else _absolute(image) for image in images]
     # As a message has it: 42 is a number there.
     name = arguments.style_id or ""
     style_id = int(name) if name.isdecimal() and str(int(name)) == name else name
@@ -112,6 +114,25 @@ def _by_hand(arguments: Arguments, images: list[str]) -> TrainingRequest:
         )
     except ValidationError as error:
         raise UsageError(f"The options cannot be used: {explain(error)}.") from error
+
+
+def _absolute(image: str) -> str:
+    """Return the absolute path, because the request is reused from any folder.
+
+    Raises:
+        InvalidImageError: it begins with the ~ of nobody, or is no UTF-8, which a request has to be.
+    """
+    try:
+        image.encode()
+        return str(Path(image).expanduser().absolute())
+    except UnicodeEncodeError as error:
+        raise InvalidImageError(
+            f"The name {picture_name(image)} is not UTF-8, and a request can hold no other; rename the file"
+        ) from error
+    except RuntimeError as error:
+        raise InvalidImageError(
+            f"{picture_name(image)} begins with the home folder of a user that does not exist; check the path"
+        ) from error
 
 
 def _last_request(models_dir: Path, style_id: str) -> TrainingRequest:

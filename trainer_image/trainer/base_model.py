@@ -2,10 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -15,7 +14,10 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils.logging import disable_progress_bar
 
-from trainer.errors import ConfigurationError, DownloadError, GpuFaultError
+from trainer.architecture import TEXT_LENGTH, architecture_faults
+from trainer.base_files import WEIGHTED_PARTS, weights_file
+from trainer.errors import ConfigurationError, GpuFaultError
+from trainer.hub import download
 
 _CPU: Final = torch.device("cpu")
 _CONFIGS: Final = (
@@ -24,8 +26,7 @@ _CONFIGS: Final = (
     "text_encoder/config.json",
     "scheduler/scheduler_config.json",
 )
-_WEIGHTED_PARTS: Final = ("unet", "vae", "text_encoder")
-_PARTS: Final = (*_WEIGHTED_PARTS, "tokenizer", "scheduler")
+_PARTS: Final = (*WEIGHTED_PARTS, "tokenizer", "scheduler")
 _FP16_UNET: Final = "unet/diffusion_pytorch_model.fp16.safetensors"
 _FULL_UNET: Final = "unet/diffusion_pytorch_model.safetensors"
 _OTHER_FILES: Final = (
@@ -35,6 +36,7 @@ _OTHER_FILES: Final = (
     "vae/diffusion_pytorch_model.safetensors",
     *_CONFIGS,
 )
+_T = TypeVar("_T")
 
 
 def find_base(base_model: str, revision: str | None, dtype: torch.dtype) -> Path:
@@ -59,45 +61,11 @@ def find_base(base_model: str, revision: str | None, dtype: torch.dtype) -> Path
 
 
 def _download(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    disable_progress_bars()  # they fill a pod's log with one line a second
-
-    executor = ThreadPoolExecutor(1, thread_name_prefix="base")
-
-    def fetch(patterns: Iterable[str]) -> Path:
-        coming = executor.submit(
-            snapshot_download, repository, revision=revision, allow_patterns=list(patterns)
-        )
-        return Path(coming.result())
-
-    try:
-        if dtype == torch.float16:  # half the bytes, and the same values after the cast
-            folder = fetch((*_OTHER_FILES, _FP16_UNET))
-            if (folder / _FP16_UNET).exists():
-                return folder
-        return fetch((*_OTHER_FILES, _FULL_UNET))
-    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise ConfigurationError(
-            f"BASE_MODEL {repository} (revision {revision or 'main'}) is not on the hub, or needs a token "
-            "(HF_TOKEN) that may read it."
-        ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise DownloadError(
-            f"The base model {repository} could not be downloaded ({type(error).__name__}); check the way "
-            "to the hub, or set BASE_MODEL to a folder that holds it."
-        ) from error
-    finally:
-        # Not waited for: SIGTERM raises here, and the hub's own threads would first complete their files.
-        executor.shutdown(wait=False)
+    if dtype == torch.float16:  # half the bytes, and the same values after the cast
+        folder = download(repository, revision, (*_OTHER_FILES, _FP16_UNET))
+        if (folder / _FP16_UNET).exists():
+            return folder
+    return download(repository, revision, (*_OTHER_FILES, _FULL_UNET))
 
 
 def _check_readable(folder: Path) -> None:
@@ -126,28 +94,26 @@ def _check_architecture(folder: Path) -> None:
         raise ConfigurationError(
             f"BASE_MODEL {folder} is not in the diffusers layout of SD 1.5: {', '.join(missing)} is missing."
         )
-    try:
-        unet, vae, text = (json.loads((folder / name).read_text()) for name in _CONFIGS[:3])
-    except ValueError as error:
-        raise ConfigurationError(
-            f"BASE_MODEL {folder} has a config.json that is no JSON; copy the folder again."
-        ) from error
-    faults = []
-    if unet.get("in_channels") != 4:
-        faults.append(f"its UNet takes {unet.get('in_channels')} channels, not 4")
-    if unet.get("cross_attention_dim") != text.get("hidden_size"):
-        faults.append("its UNet does not take its text encoder's width")
-    if unet.get("use_linear_projection") or (folder / "text_encoder_2").exists():
-        faults.append("its UNet is that of SD 2 or SDXL")
-    if vae.get("latent_channels") != 4:
-        faults.append(f"its VAE has {vae.get('latent_channels')} latent channels, not 4")
+    faults = architecture_faults(*(_config(folder / name) for name in _CONFIGS))
+    if (folder / "text_encoder_2").exists():
+        faults.append("its second text encoder is that of SDXL")
     if faults:
         raise ConfigurationError(f"BASE_MODEL {folder} is not SD 1.5: {'; '.join(faults)}.")
 
 
+def _config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ConfigurationError(f"BASE_MODEL: {path} is no JSON; copy the folder again.") from error
+    if not isinstance(config, dict):
+        raise ConfigurationError(f"BASE_MODEL: {path} is no configuration; copy the folder again.")
+    return config
+
+
 def _check_weights(folder: Path) -> None:
     """Raise ConfigurationError where a part has no weights, or has them only as pickled .bin files."""
-    for part in _WEIGHTED_PARTS:
+    for part in WEIGHTED_PARTS:
         if not any((folder / part).glob("*.safetensors")):
             raise ConfigurationError(
                 f"The {part} of BASE_MODEL {folder} has no .safetensors file, and .bin files, which can run "
@@ -157,63 +123,68 @@ def _check_weights(folder: Path) -> None:
 
 def load_unet(folder: Path, dtype: torch.dtype, device: torch.device = _CPU) -> nn.Module:
     """Return the frozen UNet in dtype; its weights go from the mapped file straight to the device."""
-    has_fp16 = (folder / _FP16_UNET).exists()
-    half = has_fp16 and (dtype == torch.float16 or not (folder / _FULL_UNET).exists())
-    return _load(UNet2DConditionModel, folder, "unet", device, torch_dtype=dtype, variant=_variant(half))
+    half = dtype == torch.float16
+    return _load(UNet2DConditionModel, folder, "unet", device, half=half, torch_dtype=dtype)
 
 
 def load_vae(folder: Path, device: torch.device = _CPU) -> nn.Module:
     """Return the frozen VAE in float32: SD 1.5's overflows in fp16 on some pictures (sd-scripts #653)."""
-    half = not (folder / "vae/diffusion_pytorch_model.safetensors").exists()
-    return _load(AutoencoderKL, folder, "vae", device, torch_dtype=torch.float32, variant=_variant(half))
+    return _load(AutoencoderKL, folder, "vae", device, torch_dtype=torch.float32)
 
 
 def load_text_encoder(folder: Path, device: torch.device = _CPU) -> nn.Module:
     """Return the frozen CLIP text encoder in float32."""
     disable_progress_bar()
-    half = not (folder / "text_encoder/model.safetensors").exists()
-    return _load(CLIPTextModel, folder, "text_encoder", device, dtype=torch.float32, variant=_variant(half))
+    return _load(CLIPTextModel, folder, "text_encoder", device, dtype=torch.float32)
 
 
 def load_tokenizer(folder: Path) -> Any:
     """Return CLIP's tokenizer."""
-    try:
-        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"BASE_MODEL {folder} has no tokenizer that can be read.") from error
+    tokenizer = _read(
+        folder,
+        "tokenizer",
+        lambda: CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+    )
+    # Without its files transformers makes one that knows no word, and without its settings one of any length.
+    if (
+        tokenizer.model_max_length != TEXT_LENGTH
+        or tokenizer.unk_token_id in tokenizer("a house", add_special_tokens=False).input_ids
+        or len(tokenizer) > _config(folder / "text_encoder/config.json").get("vocab_size", 49408)
+    ):
+        raise ConfigurationError(
+            f"The tokenizer of BASE_MODEL {folder} is not whole, or not its text encoder's; copy the folder "
+            "again."
+        )
+    return tokenizer
 
 
 def load_noise_scheduler(folder: Path) -> Any:
     """Return the DDPM scheduler with the base's betas and prediction type."""
-    return DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+    return _read(
+        folder,
+        "scheduler",
+        lambda: DDPMScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True),
+    )
 
 
-def _variant(half: bool) -> str | None:
-    return "fp16" if half else None
-
-
-def _load(kind: Any, folder: Path, part: str, device: torch.device, **options: Any) -> nn.Module:
-    try:
-        model, loading = kind.from_pretrained(
+def _load(
+    kind: Any, folder: Path, part: str, device: torch.device, *, half: bool = False, **options: Any
+) -> nn.Module:
+    is_fp16 = weights_file(folder, part, half=half).stem.endswith(".fp16")
+    model, loading = _read(
+        folder,
+        part,
+        lambda: kind.from_pretrained(
             folder,
             subfolder=part,
+            variant="fp16" if is_fp16 else None,
             use_safetensors=True,
-            local_files_only=True,
             device_map={"": device},
             output_loading_info=True,
+            local_files_only=True,
             **options,
-        )
-    except torch.OutOfMemoryError:
-        raise
-    except torch.AcceleratorError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise GpuFaultError(
-            f"The GPU failed while the {part} was loaded ({reason}); another node may do."
-        ) from error
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ConfigurationError(
-            f"The {part} of BASE_MODEL {folder} cannot be loaded; copy the folder again."
-        ) from error
+        ),
+    )
     # Libraries fill such tensors with random numbers and go on.
     if missing := sorted(loading["missing_keys"]):
         raise ConfigurationError(
@@ -222,3 +193,21 @@ def _load(kind: Any, folder: Path, part: str, device: torch.device, **options: A
         )
     frozen: nn.Module = model.requires_grad_(False).eval()
     return frozen
+
+
+def _read(folder: Path, part: str, read: Callable[[], _T]) -> _T:
+    """Return what read makes of the part's files; that they are no good is the base's fault."""
+    try:
+        return read()
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except torch.AcceleratorError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise GpuFaultError(
+            f"The GPU failed while the {part} was loaded ({reason}); another node may do."
+        ) from error
+    except Exception as error:
+        # The libraries fail on damaged files with whatever exception they happen to meet.
+        raise ConfigurationError(
+            f"The {part} of BASE_MODEL {folder} cannot be loaded; copy the folder again."
+        ) from error

@@ -1,11 +1,16 @@
 """What is said about each picture: the request's captions, a .txt beside a picture, the trigger word."""
 
+import codecs
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from trainer.errors import InvalidImageError
 
-_MAX_CAPTION_BYTES = 10_000
+_MAX_CAPTION_BYTES: Final = 10_000
+"""Of a longer file the beginning is taken; CLIP reads less than a tenth of that."""
 
 
 def compose_captions(
@@ -23,18 +28,22 @@ def compose_captions(
 
 
 def with_trigger_word(text: str, trigger_word: str | None) -> str:
-    """Return text with the trigger word before it."""
-    if not trigger_word or trigger_word.lower() in text.lower():
+    """Return text with the trigger word before it, unless it is a word of text already, in any case."""
+    if not trigger_word or re.search(rf"(?<!\w){re.escape(trigger_word)}(?!\w)", text, re.IGNORECASE):
         return text
     return f"{trigger_word}, {text}" if text else trigger_word
 
 
 def _caption_beside(picture: Path) -> str:
     file = picture.with_suffix(".txt")
-    if not file.is_file():
+    # Path's own raises where the picture's name leaves no room for .txt.
+    if not os.path.isfile(file):  # noqa: PTH113
         return ""
     try:
         with file.open("rb") as opened:
-            return " ".join(opened.read(_MAX_CAPTION_BYTES).decode("utf-8-sig").split())
+            content = opened.read(_MAX_CAPTION_BYTES)
+        # The limit may cut a character in two; what is left of it does not count then.
+        decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        return " ".join(decoder.decode(content, final=len(content) < _MAX_CAPTION_BYTES).split())
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidImageError(f"The caption file {file.name} cannot be read as UTF-8 text.") from error

@@ -26,7 +26,7 @@ def to_srgb(picture: Image.Image, name: str) -> Image.Image:
     space = _SPACE_OF_MODE.get(picture.mode, "RGB")
     alpha = None
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
+        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
         alpha = picture.getchannel("A")
     colours = _apply(profile, picture, space, name) if profile else picture.convert("RGB")
     if alpha is None:
@@ -41,10 +41,13 @@ def _apply(content: bytes, picture: Image.Image, space: str, name: str) -> Image
     try:
         profile: Any = ImageCms.ImageCmsProfile(io.BytesIO(content))
         if profile.profile.xcolor_space.strip() == space:
-            plain = picture.convert(_PLAIN_MODE[space])
+            mode = _PLAIN_MODE[space]
+            plain = picture if picture.mode == mode else picture.convert(mode)  # which would copy it, too
             srgb = ImageCms.createProfile("sRGB")
             return cast(Image.Image, ImageCms.profileToProfile(plain, profile, srgb, outputMode="RGB"))
         reason = f"it is for {profile.profile.xcolor_space.strip()} pictures"
+    except MemoryError:
+        raise
     except Exception as error:  # noqa: BLE001 (a broken profile raises whatever it happens to meet)
         reason = str(error)
     # As browsers do: such a picture looks as if it had no profile.

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,8 @@ from trainer.web import BusyHostError, read_url
 
 _PARALLEL_DOWNLOADS: Final = 8
 _STOP_POLL_SECONDS: Final = 0.2
+_FILE_NAME: Final = "{:04d}"
+_FILE_NAMES: Final = "[0-9]" * 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def fetch_images(
         if scheme not in ("s3", "http", "https"):
             return _local(path)
         read = storage.read if scheme == "s3" else read_url
-        return download(lambda: read(path), into / f"{number:04d}", picture_name(path))
+        return download(lambda: read(path), into / _FILE_NAME.format(number), picture_name(path))
 
     try:
         into.mkdir(parents=True, exist_ok=True)
@@ -73,6 +76,14 @@ def fetch_images(
         ended.set()
         executor.shutdown(wait=False, cancel_futures=True)
     return [future.result() for future in futures]
+
+
+def remove_downloads(folder: Path) -> None:
+    """Remove what fetch_images put into folder, and the folder unless there is something else in it."""
+    with suppress(OSError):  # it may be missing; and files in the way do no harm, but for their space
+        for file in folder.glob(_FILE_NAMES):
+            file.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _wait_for_all(

@@ -8,6 +8,7 @@ diffusers' own layout keeps alpha in the header only, where the others do not lo
 
 import hashlib
 import json
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class TrainingFacts:
     prediction_type: str
     loss: float
     fingerprint: str
+    base_identity: str
     finished_at: str
     """ISO 8601, UTC."""
 
@@ -61,16 +63,16 @@ def make_metadata(plan: TrainingPlan, facts: TrainingFacts, body_sha256: str) ->
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(plan.lora_rank),
         "ss_network_alpha": str(plan.lora_alpha),
-        "ss_base_model_version": "sd_v1",
+        "ss_base_model_version": "sd_v1" if facts.prediction_type == "epsilon" else "sd_v1_v",
         "ss_sd_model_name": plan.base_model,
-        "ss_v2": str(facts.prediction_type != "epsilon"),
+        "ss_v2": "False",
         "ss_output_name": name,
         "ss_session_id": facts.fingerprint[:16],
         "ss_training_finished_at": facts.finished_at,
         "ss_learning_rate": str(plan.learning_rate),
         "ss_unet_lr": str(plan.learning_rate),
         "ss_lr_scheduler": plan.lr_schedule,
-        "ss_lr_warmup_steps": str(round(plan.warmup_fraction * facts.steps)),
+        "ss_lr_warmup_steps": str(math.ceil(plan.warmup_fraction * facts.steps)),
         "ss_optimizer": "torch.optim.adamw.AdamW",
         "ss_max_grad_norm": str(plan.max_grad_norm),
         "ss_num_train_images": str(facts.images),
@@ -98,6 +100,7 @@ def make_metadata(plan: TrainingPlan, facts: TrainingFacts, body_sha256: str) ->
         "modelspec.prediction_type": "epsilon" if facts.prediction_type == "epsilon" else "v",
         "modelspec.hash_sha256": f"0x{body_sha256}",
         "lora_trainer.fingerprint": facts.fingerprint,
+        "lora_trainer.base": facts.base_identity,
         "lora_trainer.loss": repr(facts.loss),
         "lora_trainer.epochs": str(plan.epochs),
     }

@@ -1,7 +1,9 @@
 """Whether a training is finished already: said by the weights file's own header. Needs no torch."""
 
+import hashlib
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from trainer.style_folder import StyleFolder
@@ -17,27 +19,32 @@ class FinishedTraining:
     loss: float
 
 
-def find_finished(folder: StyleFolder, fingerprint: str) -> FinishedTraining | None:
+def find_finished(
+    folder: StyleFolder, fingerprint: str, base_identity: Callable[[], str | None]
+) -> FinishedTraining | None:
     """Return the finished training with this fingerprint; None when it has still to be done, or completed.
 
     The model card is the last thing that a training writes: without it, plots or samples are missing.
+
+    Args:
+        base_identity: returns that of the base, which is asked for only where the fingerprint is the same.
+            None, of a base that is not on this machine, is no reason to train again: nobody downloads
+            gigabytes to learn that there is nothing to do.
     """
     if not folder.weights.exists() or not folder.model_card.exists():
         return None
     try:
         with folder.weights.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(length, 10_000_000)))
-        end = (
-            8
-            + length
-            + max(value["data_offsets"][1] for name, value in header.items() if name != "__metadata__")
-        )
-        if folder.weights.stat().st_size != end:
-            logger.warning("%s is cut off and is made again.", folder.weights)
-            return None
-        metadata = header["__metadata__"]
+            metadata = json.loads(file.read(min(length, 10_000_000)))["__metadata__"]
+            body = hashlib.file_digest(file, "sha256").hexdigest()
         if metadata.get("lora_trainer.fingerprint") != fingerprint:
+            return None
+        if base_identity() not in (None, metadata["lora_trainer.base"]):
+            logger.info("%s was trained on another base and is made again.", folder.weights)
+            return None
+        if metadata["sshs_model_hash"] != body:
+            logger.warning("%s is cut off or damaged and is made again.", folder.weights)
             return None
         return FinishedTraining(int(metadata["lora_trainer.epochs"]), float(metadata["lora_trainer.loss"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

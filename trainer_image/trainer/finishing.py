@@ -1,18 +1,20 @@
 """What stands beside the weights: loss.png, samples.png and the model card. None of it fails a training."""
 
+import json
 import logging
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from job_contract.redaction import redact
 from trainer.export import TrainingFacts
+from trainer.logs import brief
 from trainer.loss_plot import plot_loss
 from trainer.metrics import EpochMetrics
 from trainer.model_card import model_card
 from trainer.plan import TrainingPlan
 from trainer.samples import Sampler, compose, save_row
-from trainer.style_folder import StyleFolder, write_atomically
+from trainer.style_folder import StyleFolder, is_own, replace_own
 
 _NOTES: Final = 5
 _REASON_CHARACTERS: Final = 200
@@ -31,6 +33,9 @@ class Extras:
         self._sampler = sampler
         self._prompts = prompts
         self._every_epochs = every_epochs
+        # The settings may change before an interrupted training goes on, and a sheet is not to mix two kinds.
+        kind = json.dumps([*prompts, sampler.look if sampler else None])
+        self._rows = folder.sample_rows / sha256(kind.encode()).hexdigest()[:16]
         self.notes: list[str] = []
 
     def between_epochs(self, epoch: int) -> None:
@@ -53,27 +58,27 @@ class Extras:
             self._sample(plan.epochs, trained=True)
             self._attempt("samples.png", self._compose)
         samples = self._folder.samples
-        card = model_card(plan, facts, samples.name if self._sampler and samples.exists() else None)
-        self._attempt("README.md", lambda: write_atomically(self._folder.model_card, card.encode()))
+        card = model_card(plan, facts, samples.name if self._sampler and is_own(samples) else None)
+        self._attempt("README.md", lambda: replace_own(self._folder.model_card, card.encode()))
 
     def _compose(self) -> None:
-        numbers = sorted(
-            int(file.stem.removeprefix("epoch-")) for file in self._folder.sample_rows.glob("epoch-*.png")
-        )
-        if not numbers:
+        files = [row for row in self._folder.drawn_rows() if row.parent == self._rows]
+        if not files:
             return  # why there are none is noted already
-        rows = [("before" if number == 0 else f"epoch {number}", self._row(number)) for number in numbers]
+        numbers = [int(row.stem.removeprefix("epoch-")) for row in files]
+        names = ["before" if number == 0 else f"epoch {number}" for number in numbers]
+        rows = list(zip(names, files, strict=True))
         compose(self._folder.samples, rows, self._prompts)
 
     def _row(self, epoch: int) -> Path:
-        return self._folder.sample_rows / f"epoch-{epoch:04d}.png"
+        return self._rows / f"epoch-{epoch:04d}.png"
 
     def _attempt(self, what: str, make: Callable[[], None]) -> None:
         try:
             make()
         except Exception as error:
-            reason = " ".join(str(error).split())[:_REASON_CHARACTERS]
-            sentence = f"{what} could not be made ({type(error).__name__}: {redact(reason)})"
+            reason = brief(error, _REASON_CHARACTERS)
+            sentence = f"{what} could not be made ({type(error).__name__}: {reason})"
             logger.warning("%s; the training is not affected.", sentence, exc_info=error)
             if len(self.notes) < _NOTES:
                 self.notes.append(sentence)

@@ -1,12 +1,13 @@
 """Pictures: from a file to upright RGB pixels, or to a sentence that says what is wrong with which."""
 
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from job_contract.redaction import redact
 from trainer.colours import to_srgb
@@ -20,6 +21,11 @@ _REPORTED: Final = 5
 _NAME_CHARACTERS: Final = 120
 _SQUARE_SIDE: Final = 512
 
+# Photoshop writes megabytes of history into a picture; Pillow by default takes more than one for an attack.
+PngImagePlugin.MAX_TEXT_CHUNK = 16 * 2**20
+
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class PictureLimits:
@@ -27,21 +33,24 @@ class PictureLimits:
 
     max_bytes: int = 50_000_000
     max_pixels: int = 50_000_000
-    """A phone's 48 megapixels pass; four decoded at once take 2.5 GB at most. It has to be below the 89
+    """A phone's 48 megapixels pass; four decoded at once take 3 GB at most. It has to be below the 89
     million from which on Pillow itself takes a picture for a decompression bomb."""
     min_side: int = 256
     """Pixels; a smaller one has too little to learn from once it is enlarged to 512."""
 
 
 def images_in_folder(folder: Path) -> list[Path]:
-    """Return the .jpg, .jpeg, .png and .webp files directly in folder, by name.
+    """Return the .jpg, .jpeg, .png and .webp files directly in folder, by name; hidden ones stay out.
 
     Raises:
         InvalidImageError: there is no such folder, it can't be read, or it has no pictures.
     """
     try:
         files = sorted(
-            file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES and file.is_file()
+            file
+            for file in folder.iterdir()
+            # macOS puts a ._a.jpg, which is no picture, beside every a.jpg on a foreign volume.
+            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
         )
     except OSError as error:
         raise InvalidImageError(f"{folder} is no folder that can be read ({error.strerror})") from error
@@ -62,6 +71,7 @@ def validate_pictures(
 
     Raises:
         InvalidImageError: some cannot be used; it names them all, up to a handful.
+        MemoryError: it does not hold them while they are decoded, which is not their fault.
     """
     limits = limits or PictureLimits()
 
@@ -92,6 +102,7 @@ def load_picture(path: Path, name: str, limits: PictureLimits | None = None) -> 
 
     Raises:
         InvalidImageError: the picture can't be used; the text says why and what to do.
+        MemoryError: it does not hold the picture, which another machine's may.
     """
     limits, name = limits or PictureLimits(), picture_name(name)
     try:
@@ -109,16 +120,21 @@ def load_picture(path: Path, name: str, limits: PictureLimits | None = None) -> 
             picture = Image.open(content, formats=_FORMATS)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise InvalidImageError(f"{name} has too many pixels; {_most(limits)}") from error
+        except MemoryError:
+            raise
         except Exception as error:
             # Decoders fail on hostile bytes with whatever exception they happen to meet.
             raise InvalidImageError(
-                f"{name} is no JPEG, PNG or WebP picture, or damaged at its beginning; convert it to one of "
-                "these or upload it again"
+                f"{name} is no JPEG, PNG or WebP picture, or damaged or full of text at its beginning; save "
+                "it again as one of these, without metadata"
             ) from error
         _check_size(picture, name, limits)
         try:
             picture.load()
-            return to_srgb(_upright(picture), name)
+            _turn_upright(picture, name)
+            return to_srgb(picture, name)
+        except MemoryError:
+            raise
         except Exception as error:
             raise InvalidImageError(
                 f"{name} is damaged or incomplete and cannot be decoded; upload it again"
@@ -132,7 +148,8 @@ def square(picture: Image.Image, size: int = _SQUARE_SIDE) -> Image.Image:
 
 def picture_name(path: str) -> str:
     """Return a picture's path or URL as people may see it: without query, password and excess length."""
-    name = redact(path).removesuffix("?***")
+    # Here it is known to be a URL: where one with spaces or quotes in it ends, nobody can tell later.
+    name = redact(path.partition("?")[0] if "://" in path else path)
     return name if len(name) <= _NAME_CHARACTERS else "…" + name[-_NAME_CHARACTERS:]
 
 
@@ -166,10 +183,12 @@ def _most(limits: PictureLimits) -> str:
     return f"at most {limits.max_pixels / 1e6:g} million are allowed, so make it smaller"
 
 
-def _upright(picture: Image.Image) -> Image.Image:
+def _turn_upright(picture: Image.Image, name: str) -> None:
     """Turn the picture as its EXIF orientation says."""
     try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # noqa: BLE001 (of many kinds, and see below)
-        # EXIF is often broken by the programs that edit it; viewers show such a picture as it lies.
-        return picture
+        ImageOps.exif_transpose(picture, in_place=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 (of many kinds)
+        # EXIF is often broken by the programs that edit it; viewers show such a picture as it lies, too.
+        logger.info("%s has EXIF data that cannot be read (%s); it is taken as it lies.", name, error)

@@ -9,8 +9,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from select import select
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
+
+_REMINDER_SECONDS: Final = 0.2
 
 
 class StopRequested(KeyboardInterrupt):
@@ -36,16 +39,31 @@ class Interrupt:
         self._previous_wakeup = signal.set_wakeup_fd(self._wakeup.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._notice)
+        self._over = threading.Event()
+        self._reminder = threading.Thread(target=self._remind, args=(threading.get_ident(),), daemon=True)
+        self._reminder.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._over.set()
+        self._wakeup.send(b"\0")
+        self._reminder.join()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_wakeup)
         self.arrivals.close()
         self._wakeup.close()
+
+    def _remind(self, main: int) -> None:
+        """Send the signal again until its handler has run.
+
+        One that comes just before the main thread falls asleep, or to another thread, does not wake it.
+        """
+        select([self.arrivals], [], [])
+        while not self._over.wait(_REMINDER_SECONDS) and not self.event.is_set():
+            signal.pthread_kill(main, signal.SIGTERM)
 
     def _notice(self, _number: int, _frame: FrameType | None) -> None:
         first = not self.event.is_set()
@@ -53,6 +71,10 @@ class Interrupt:
         # Only once: a second signal must not break off the saving that the first one caused.
         if first and not self._shields:
             raise StopRequested
+
+    def listen(self) -> None:
+        """Take the signals that were held back while the program started."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
     def check(self) -> None:
         """Raise StopRequested if a signal came and some library swallowed it, or a shield held it back."""

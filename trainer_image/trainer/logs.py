@@ -4,12 +4,35 @@ import contextlib
 import logging
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from job_contract.redaction import redact
 
 LOGGER_NAME: Final = "trainer"
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
+
+
+def fit_for_log(text: str) -> str:
+    """Return text of ours without secrets, and without what UTF-8 cannot hold, as a file's name may."""
+    return redact(text).encode(errors="backslashreplace").decode()
+
+
+def redact_foreign(text: str) -> str:
+    """Return a library's text with the rest of each line dropped from a ? on that may begin a query.
+
+    It may hold a request's URL as it came, and a query with spaces and quotes in it ends nobody knows where.
+    """
+    return fit_for_log("\n".join(map(_without_query, text.split("\n"))))
+
+
+def _without_query(line: str) -> str:
+    address, _, query = line.partition("?")
+    return f"{address}?***" if query and "/" in address else line
+
+
+def brief(error: BaseException, characters: int = 300) -> str:
+    """Return what a library's error says, fit for a log and for a part of one sentence."""
+    return redact_foreign(" ".join(str(error).split()))[:characters]
 
 
 class _RedactingFormatter(logging.Formatter):
@@ -20,11 +43,16 @@ class _RedactingFormatter(logging.Formatter):
         self._tracebacks = tracebacks
 
     def format(self, record: logging.LogRecord) -> str:
-        if self._tracebacks or record.exc_info is None:
-            return redact(super().format(record))
         # Formatter caches a traceback on the record, where the other handler would find it.
-        bare = logging.makeLogRecord(record.__dict__ | {"exc_info": None, "exc_text": None})
-        return redact(super().format(bare))
+        change = {"exc_text": None} if self._tracebacks else {"exc_text": None, "exc_info": None}
+        return fit_for_log(super().format(logging.makeLogRecord(record.__dict__ | change)))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        line = super().formatMessage(record)
+        return line if record.name.split(".")[0] == LOGGER_NAME else redact_foreign(line)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (logging's name)
+        return redact_foreign(super().formatException(ei))
 
 
 class _LogFile(logging.FileHandler):

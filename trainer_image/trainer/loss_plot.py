@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainer.metrics import EpochMetrics
-from trainer.style_folder import write_atomically
+from trainer.style_folder import MADE_BY, replace_own
 
 
 def plot_loss(epochs: Sequence[EpochMetrics], path: Path) -> None:
@@ -23,8 +23,8 @@ def plot_loss(epochs: Sequence[EpochMetrics], path: Path) -> None:
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())
+    figure.savefig(picture, format="png", metadata={"Comment": MADE_BY})
+    replace_own(path, picture.getvalue())
 
 
 def running_mean(losses: Sequence[float], weight: float = 0.9) -> list[float]:

@@ -3,6 +3,9 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
 
 from trainer.style_folder import write_atomically
 
@@ -26,6 +29,9 @@ class EpochMetrics:
     memory_mib: int
 
 
+_LINE: Final = TypeAdapter(EpochMetrics)
+
+
 class MetricsFile:
     """Appends an epoch's line; reads the lines back."""
 
@@ -37,19 +43,20 @@ class MetricsFile:
             file.write(json.dumps(asdict(metrics)) + "\n")
 
     def keep_until(self, epoch: int) -> list[EpochMetrics]:
-        """Drop what came after epoch, and a last line that a crash cut; return what is left."""
+        """Drop what came after epoch, and what `read` leaves out; return what is left."""
         kept = [metrics for metrics in self.read() if metrics.epoch <= epoch]
         lines = "".join(json.dumps(asdict(metrics)) + "\n" for metrics in kept)
         write_atomically(self._path, lines.encode())
         return kept
 
     def read(self) -> list[EpochMetrics]:
+        """Return the epochs up to the first damaged line: what follows one cannot be trusted either."""
         if not self._path.exists():
             return []
         epochs = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_bytes().splitlines():
             try:
-                epochs.append(EpochMetrics(**json.loads(line)))
-            except (ValueError, TypeError):
-                break  # a line that a crash cut; what follows it cannot be trusted either
+                epochs.append(_LINE.validate_json(line))
+            except ValidationError:  # cut by a crash, no UTF-8, or without a figure
+                break
         return epochs

@@ -1,7 +1,6 @@
 """The pictures of a training: fetched, checked and fitted on a thread, while torch and the models load."""
 
 import math
-import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -11,7 +10,7 @@ from PIL import Image, ImageOps
 
 from job_contract.request import TrainingRequest
 from trainer.captions import compose_captions
-from trainer.downloads import fetch_images
+from trainer.downloads import fetch_images, remove_downloads
 from trainer.images import square, validate_pictures
 from trainer.interrupt import Interrupt
 from trainer.plan import TrainingPlan
@@ -28,8 +27,8 @@ class ComingPictures:
     """A context manager that starts to fetch a request's pictures, and has them when they are asked for.
 
     Args:
-        folder: what is downloaded goes there. It is removed at the end, and at the beginning what a killed
-            run left in it.
+        folder: what is downloaded goes there. That is removed at the end, and at the beginning what a killed
+            run left of it.
         interrupt: its event ends the downloads.
     """
 
@@ -40,7 +39,7 @@ class ComingPictures:
         self._fetch = partial(_fetch, request, plan, folder, interrupt)
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_downloads(self._folder)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="pictures")
         self._coming: Future[FittedPictures] = self._executor.submit(self._fetch)
         return self
@@ -48,7 +47,7 @@ class ComingPictures:
     def __exit__(self, *_: object) -> None:
         # Not waited for: SIGTERM raises in the main thread, and this one ends by the interrupt's event.
         self._executor.shutdown(wait=False, cancel_futures=True)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_downloads(self._folder)
 
     def check(self) -> None:
         """Raise what result() would if it is known by now that a picture or the storage cannot be used."""

@@ -1,12 +1,28 @@
-"""What exactly is trained: a request's own values over the settings', and the fingerprint of both."""
+"""What exactly is trained: a request's own values over the settings', and the fingerprints of both."""
 
 import hashlib
 import json
+import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from job_contract.request import TrainingRequest
 from trainer.settings import LrSchedule, TrainerSettings
+
+_SIGNINGS: Final = {
+    "x-amz-signature": re.compile("x-amz-.*"),
+    "x-goog-signature": re.compile("x-goog-.*"),
+    "signature": re.compile(  # S3 and Google of old, CloudFront, Alibaba
+        "signature|expires|policy|key-pair-id|awsaccesskeyid|googleaccessid|ossaccesskeyid|"
+        "security-token|x-amz-security-token"
+    ),
+    "sig": re.compile(  # Azure
+        "s(ig|v|s|rt|r|p|t|e|pr|ip|i|dd|es|cid|aoid|uoid|duoid|koid|ktid|kt|ke|ks|kv|kdutid)"
+    ),
+}
+"""By the parameter that holds a presigned URL's signature, in lower case: the names that come with it."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +60,59 @@ def make_plan(request: TrainingRequest, settings: TrainerSettings) -> TrainingPl
 
 
 def training_fingerprint(request: TrainingRequest, plan: TrainingPlan) -> str:
-    """Return a hash that two runs share if and only if they are the same training.
+    """Return a hash that two runs share only if they are the same training; needs no picture.
 
-    A presigned URL's query changes with every signing, so it does not count. A local picture counts by
-    its size and time of change: who edits one and trains again means another training.
+    Local pictures, and the captions beside them, count by their sizes and times of change: who edits one
+    and trains again means another training. Of a URL everything counts but a signature that is known as
+    one: what looks like another may be all that tells two pictures apart. Taken wrongly for another
+    training, one that is finished is not done again: its last checkpoint goes by the pictures themselves.
     """
+    images = [_identity(path, captioned=request.captions is not None) for path in request.image_paths]
+    return _hash(request, plan, images)
+
+
+def checkpoint_fingerprint(
+    request: TrainingRequest, plan: TrainingPlan, *, examples: str, base: str, weights: int
+) -> str:
+    """Return a hash that two runs share if and only if one can go on from the other's checkpoint.
+
+    Args:
+        examples: the fingerprint of the fitted pictures and their captions, wherever they come from.
+        base: the identity of the base.
+        weights: of the adapter, which an older trainer had in another layout.
+    """
+    return _hash(request, plan, [examples, base, weights])
+
+
+def _hash(request: TrainingRequest, plan: TrainingPlan, trained_on: list[Any]) -> str:
     what = {
         "plan": asdict(plan),
         "request": request.model_dump(include={"style_id", "task_id", "captions", "trigger_word"}),
-        "images": [_identity(path) for path in request.image_paths],
+        "trained_on": trained_on,
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
-def _identity(image_path: str) -> list[str | int]:
+def _identity(image_path: str, *, captioned: bool) -> list[str | int]:
+    if image_path.lower().startswith(("http://", "https://")):
+        url, _, query = image_path.partition("?")
+        return [url, *_without_signature(query.split("&"))]
     if "://" in image_path:
-        return [image_path.partition("?")[0]]
-    try:
-        status = Path(image_path).stat()
-    except OSError:
-        return [image_path]  # the loading of the pictures names what is wrong with it
-    return [image_path, status.st_size, status.st_mtime_ns]
+        return [image_path]
+    identity: list[str | int] = [image_path]
+    path = Path(image_path)
+    for file in (path,) if captioned else (path, path.with_suffix(".txt")):
+        with suppress(OSError, ValueError):  # what is wrong with it the loading of the pictures says
+            status = file.stat()
+            identity += [file.suffix, status.st_size, status.st_mtime_ns]
+    return identity
+
+
+def _without_signature(parameters: list[str]) -> list[str]:
+    names = [parameter.partition("=")[0].lower() for parameter in parameters]
+    signings = [pattern for name, pattern in _SIGNINGS.items() if name in names]
+    return [
+        parameter
+        for name, parameter in zip(names, parameters, strict=True)
+        if not any(pattern.fullmatch(name) for pattern in signings)
+    ]

@@ -1,19 +1,18 @@
 """The stages of one training, in their order: device, base, pictures, training, files."""
 
 import logging
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 
 import torch
 
 from job_contract.request import TrainingRequest
+from trainer.base_files import identity_of
 from trainer.base_model import find_base
-from trainer.checkpoint import Checkpoint, load_newest, save_checkpoint
+from trainer.checkpoint import Checkpoint, discard_checkpoints, load_newest, save_checkpoint
 from trainer.device import Device, find_device, first_line
 from trainer.errors import GpuFaultError, OutOfMemoryError, TrainerError
 from trainer.export import TrainingFacts, export_weights
@@ -25,12 +24,12 @@ from trainer.interrupt import Interrupt
 from trainer.metrics import MetricsFile
 from trainer.parts import Parts, put_together, total_steps
 from trainer.pictures import ComingPictures
-from trainer.plan import TrainingPlan
+from trainer.plan import TrainingPlan, checkpoint_fingerprint
 from trainer.preparation import Prepared, prepare, sample_prompts
 from trainer.reporting import EpochReporter
 from trainer.samples import Sampler
 from trainer.settings import TrainerSettings
-from trainer.style_folder import StyleFolder
+from trainer.style_folder import StyleFolder, is_own
 from trainer.training import Training
 from trainer.workers import Workers
 
@@ -95,15 +94,19 @@ def _train(
         every_epochs=settings.sample_every_epochs,
     )
     metrics = MetricsFile(folder.metrics)
-    # Other pictures under the same names are another training, too; and a flat tensor of another size, as an
-    # older trainer had it, is no checkpoint of ours.
-    what = f"{fingerprint}{parts.examples.fingerprint}{parts.adapter.weights.numel()}"
-    full_fingerprint = sha256(what.encode()).hexdigest()
-    checkpoint = _newest_checkpoint(folder, metrics, full_fingerprint)
+    base_identity = identity_of(base, settings.mixed_precision)
+    resumable = checkpoint_fingerprint(
+        request,
+        plan,
+        examples=parts.examples.fingerprint,
+        base=base_identity,
+        weights=parts.adapter.weights.numel(),
+    )
+    checkpoint = _newest_checkpoint(folder, metrics, resumable)
     training = Training(
         parts,
         plan,
-        fingerprint=full_fingerprint,
+        fingerprint=resumable,
         group=workers.join(plan, base, parts.examples, checkpoint),
         interrupt=interrupt,
         checkpoint_every=settings.checkpoint_every_epochs,
@@ -115,6 +118,8 @@ def _train(
     )
     if checkpoint:
         training.restore(checkpoint)
+        if not checkpoint.inside_epoch:
+            extras.between_epochs(checkpoint.epoch)  # what the interruption may have broken off
     training.train()
 
     facts = TrainingFacts(
@@ -126,9 +131,13 @@ def _train(
         prediction_type=parts.objective.prediction_type,
         loss=training.loss,
         fingerprint=fingerprint,
+        base_identity=base_identity,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    folder.model_card.unlink(missing_ok=True)
+    for path in (folder.model_card, folder.loss_plot, folder.samples):  # of the weights that go now
+        if is_own(path):
+            path.unlink()
+    folder.set_foreign_weights_aside()
     export_weights(folder.weights, parts.adapter.split(parts.optimizer.master), plan, facts)
     logger.info("Saved %s", folder.weights)
     extras.finish(plan, facts, metrics.read())
@@ -201,8 +210,10 @@ def _newest_checkpoint(folder: StyleFolder, metrics: MetricsFile, fingerprint: s
         logger.info("Going on from the checkpoint %s (step %d)", checkpoint.name, checkpoint.step)
         return checkpoint
     if folder.checkpoints.exists():
-        logger.info("No checkpoint fits this request, these settings and these pictures: starting afresh.")
-        shutil.rmtree(folder.checkpoints)
+        logger.info("No checkpoint fits this request, its settings, pictures and base: starting afresh.")
+        discard_checkpoints(folder.checkpoints)
+        for row in folder.drawn_rows():
+            row.unlink()
     metrics.keep_until(0)
     return None
 

@@ -7,11 +7,12 @@ from typing import Any, Final
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from trainer.base_model import load_vae
 from trainer.lora import Adapter
-from trainer.style_folder import write_atomically
+from trainer.style_folder import MADE_BY, replace_own
 
 _MARGIN: Final = 90
 """Pixels to the left of the pictures, for the rows' names."""
@@ -45,6 +46,8 @@ class Sampler:
         seed: int,
         resolution: int,
     ) -> None:
+        self.look = f"{steps} {guidance} {seed} {resolution}"
+        """What decides the pictures beside the prompts and the weights."""
         self._unet = unet
         self._adapter = adapter
         self._base = base
@@ -122,8 +125,10 @@ def compose(path: Path, rows: Sequence[tuple[str, Path]], prompts: Sequence[str]
 def _save(picture: Image.Image, path: Path) -> None:
     # A half row would be taken for a whole one by the training's next start.
     content = io.BytesIO()
-    picture.save(content, format="PNG")
-    write_atomically(path, content.getvalue())
+    comment = PngInfo()
+    comment.add_text("Comment", MADE_BY)
+    picture.save(content, format="PNG", pnginfo=comment)
+    replace_own(path, content.getvalue())
 
 
 def _fit(text: str, characters: int) -> str:

@@ -6,7 +6,7 @@ diffusers = its train_text_to_image_lora.py example; SD 1.5 = its model card.
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 from pydantic_settings import NoDecode
@@ -17,6 +17,8 @@ from job_contract.settings import EnvironmentSettings
 MixedPrecision = Literal["auto", "no", "fp16", "bf16"]
 LrSchedule = Literal["cosine", "constant"]
 CudaGraphs = Literal["auto", "off"]
+
+_NO_LIST: Final = 'must be a JSON list of texts, like ["a cat", "a dog"]'
 
 
 class TrainerSettings(EnvironmentSettings):
@@ -118,11 +120,36 @@ class TrainerSettings(EnvironmentSettings):
     def _json_list(cls, value: object) -> object:
         # Not left to pydantic-settings, whose error does not come through validation.
         try:
-            return tuple(json.loads(value)) if isinstance(value, str) else value
-        except (ValueError, TypeError) as error:
-            raise ValueError('must be a JSON list of texts, like ["a cat", "a dog"]') from error
+            texts = json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(_NO_LIST) from error
+        # "a cat" is JSON, too, and would become a prompt for each of its letters.
+        if not isinstance(texts, list | tuple):
+            raise ValueError(_NO_LIST)
+        return tuple(texts)
+
+    @field_validator("base_model")
+    @classmethod
+    def _names_a_place(cls, base_model: str) -> str:
+        _expanded(Path(base_model))
+        return base_model
 
     @field_validator("models_dir", "termination_message_path")
     @classmethod
     def _absolute(cls, path: Path) -> Path:
-        return path.expanduser().absolute()
+        return _expanded(path).absolute()
+
+
+def _expanded(path: Path) -> Path:
+    """Return path with the home folder for a ~ at its beginning.
+
+    Raises:
+        ValueError: there is no such user, or the path is no UTF-8, which no file of results could hold.
+    """
+    try:
+        str(path).encode()
+        return path.expanduser()
+    except UnicodeEncodeError as error:
+        raise ValueError("is not UTF-8") from error
+    except RuntimeError as error:
+        raise ValueError("begins with the home folder of a user that does not exist") from error

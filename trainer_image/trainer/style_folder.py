@@ -1,14 +1,25 @@
 """The folder of one style under MODELS_DIR: its file names, its lock, and writing that never half-happens."""
 
 import fcntl
+import itertools
+import logging
 import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from job_contract.names import REQUEST_FILE_NAME, WEIGHTS_FILE_NAME
-from trainer.errors import StorageError
+from trainer.errors import InvalidImageError, StorageError
+from trainer.images import all_refusals, picture_name
+
+MADE_BY: Final = "Made by lora-trainer"
+"""Stands in the model card, in loss.png and in samples.png: without it such a file is somebody else's."""
+_WEIGHTS_MARK: Final = b'"lora_trainer.fingerprint"'
+"""Stands in the metadata of a weights file in the same way; these come first in the file."""
+_HEADER_BYTES: Final = 1 << 20
+
+logger = logging.getLogger(__name__)
 
 
 class StyleFolder:
@@ -25,8 +36,46 @@ class StyleFolder:
         self.samples = self.root / "samples.png"
         self.sample_rows = self.checkpoints / "samples"
         self.model_card = self.root / "README.md"
-        self.images = self.root / "images"
-        """Downloaded pictures; removed at the end of every run."""
+        self.downloads = self.root / ".downloads"
+        """Fetched pictures; removed at the end of every run."""
+
+    def drawn_rows(self) -> list[Path]:
+        """Return the rows of samples.png that are drawn already, for any prompts, by epoch."""
+        return sorted(self.sample_rows.glob(f"*/epoch-{'[0-9]' * 4}.png"))
+
+    def refuse_own_files(self, pictures: Sequence[str]) -> None:
+        """Keep a training from reading what it writes, as loss.png, and from writing over its pictures.
+
+        Raises:
+            InvalidImageError: some pictures are where the trainer has its own files.
+        """
+        ours = {os.path.realpath(path) for path in vars(self).values() if path != self.root}
+        inside = [
+            InvalidImageError(
+                f"{picture_name(path)} is where the trainer has its own files; put pictures into a folder of "
+                "their own"
+            )
+            for path in pictures
+            if "://" not in path and any(_is_inside(os.path.realpath(path), own) for own in ours)
+        ]
+        if inside:
+            raise all_refusals(inside)
+
+    def set_foreign_weights_aside(self) -> None:
+        """Rename a weights file that no training made, for its name is the result's.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if not self.weights.exists():
+            return
+        with self.weights.open("rb") as file:
+            ours = _WEIGHTS_MARK in file.read(_HEADER_BYTES)
+        if not ours:
+            names = (f"{self.weights.name}.kept-{number}" for number in itertools.count(1))
+            kept = next(path for path in map(self.weights.with_name, names) if not path.exists())
+            self.weights.rename(kept)
+            logger.warning("%s was not made by the trainer and is now %s.", self.weights, kept.name)
 
     def prepare(self) -> None:
         """Make the folder.
@@ -81,15 +130,40 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def _is_inside(path: str, own: str) -> bool:
+    return path == own or path.startswith(own + os.sep)
+
+
+def is_own(path: Path) -> bool:
+    """Say whether a file beside the weights is one that a training made."""
+    return path.is_file() and MADE_BY.encode() in path.read_bytes()
+
+
+def replace_own(path: Path, content: bytes) -> None:
+    """Write content to path atomically, unless somebody else's file is there.
+
+    Raises:
+        FileExistsError: there is one; it is kept.
+        OSError: the disk is full or refuses.
+    """
+    if path.exists() and not is_own(path):
+        raise FileExistsError(f"the {path.name} that is there is not the trainer's and is kept; move it away")
+    write_atomically(path, content)
+
+
 def replace_folder(aside: Path, folder: Path) -> None:
-    """Rename the finished folder aside to folder, durably; an old folder of that name goes."""
+    """Rename the finished folder aside to folder, durably; in an old one of that name files are replaced."""
     for file in aside.iterdir():
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     sync_folder(aside)
     if folder.exists():
-        shutil.rmtree(folder)
-    aside.rename(folder)
+        for file in aside.iterdir():
+            file.replace(folder / file.name)
+        sync_folder(folder)
+        aside.rmdir()
+    else:
+        aside.rename(folder)
     sync_folder(folder.parent)
 
 

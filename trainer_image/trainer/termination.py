@@ -6,8 +6,8 @@ from pathlib import Path
 
 from job_contract.names import TERMINATION_MESSAGE_PATH, TERMINATION_MESSAGE_PATH_VARIABLE
 from job_contract.outcome import ExitCode, TrainingFailure, TrainingResult, encode
-from job_contract.redaction import redact
 from trainer.errors import TrainerError
+from trainer.logs import fit_for_log
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def report(outcome: TrainingResult | TrainerError) -> int:
         logger.info("Completed in %.1f s: %s, loss %.4f", outcome.seconds, outcome.model_path, outcome.loss)
     else:
         code = outcome.exit_code
-        message = TrainingFailure(failure_code=outcome.failure_code, failure_reason=redact(str(outcome)))
+        message = TrainingFailure(failure_code=outcome.failure_code, failure_reason=fit_for_log(str(outcome)))
         logger.error("%s", outcome, exc_info=outcome)
     variable = os.environ.get(TERMINATION_MESSAGE_PATH_VARIABLE)
     path = Path(variable or TERMINATION_MESSAGE_PATH)

@@ -95,10 +95,10 @@ class Training:
                         self._norms.append(self._parts.optimizer.step())
                         self._losses.append(loss)
                         self.step += 1
-                images = sum(map(len, draws.batches[done_before:]))
+                sizes = [len(batch) for batch in draws.batches]
                 draws = self._draw(self.epoch + 2)  # while the device still computes
                 with self._interrupt.shielded():
-                    self._finish_epoch(images, started)
+                    self._finish_epoch(sizes, done_before, started)
                 self._between_epochs(self.epoch)
         except (StopRequested, InterruptedTrainingError):
             with self._interrupt.shielded():
@@ -171,10 +171,12 @@ class Training:
             posterior=_to_device(draws.posterior, device),
         )
 
-    def _finish_epoch(self, images: int, started: float) -> None:
+    def _finish_epoch(self, sizes: list[int], done_before: int, started: float) -> None:
+        """Report the epoch of batches of these sizes, of which so many were done before this process."""
         losses, norms = self._check_numbers()
         self.epoch += 1
-        self.loss = losses.mean().item()
+        images = torch.tensor(sizes)
+        self.loss = (losses * images).sum().item() / sum(sizes)
         self._losses, self._norms = [], []
         optimizer, finite = self._parts.optimizer, norms[torch.isfinite(norms)]
         self._on_epoch(
@@ -185,7 +187,7 @@ class Training:
                 grad_norm=finite.mean().item() if finite.numel() else 0.0,
                 learning_rate=optimizer.learning_rate,
                 skipped_steps=self.step - optimizer.steps_taken,
-                images_per_second=images / max(1e-9, time.monotonic() - started),
+                images_per_second=sum(sizes[done_before:]) / max(1e-9, time.monotonic() - started),
                 memory_mib=self._peak_memory_mib(),
             )
         )

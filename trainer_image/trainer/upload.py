@@ -1,9 +1,10 @@
 """The finished files' copy in S3."""
 
 import logging
+from pathlib import Path
 
 from trainer.errors import StorageError
-from trainer.storage import ObjectStorage
+from trainer.storage import ObjectStorage, UnansweredUploadError
 from trainer.style_folder import StyleFolder
 
 logger = logging.getLogger(__name__)
@@ -13,20 +14,24 @@ def upload_results(folder: StyleFolder, bucket: str, prefix: str, notes: list[st
     """Copy the weights, and the small files beside them, to S3; return the weights' URI.
 
     A small file that cannot be copied is noted; the weights come last, so that their being there means
-    that all is.
+    that all is. After the first that the storage lets wait, the other small ones are left out: the GPU
+    would wait as well.
 
     Raises:
         StorageError: the weights could not be copied. A retry finds the training finished, and copies only.
         ConfigurationError: credentials or endpoint are missing or refused.
     """
     storage = ObjectStorage()
-    for path in (folder.metrics, folder.loss_plot, folder.samples, folder.model_card):
-        if path.exists():
-            try:
-                storage.upload(path, bucket, prefix + path.name)
-            except StorageError as error:
-                logger.warning("%s", error)
-                notes.append(f"{path.name} is not in S3: {error}")
+    small = (folder.metrics, folder.loss_plot, folder.samples, folder.model_card)
+    for path in filter(Path.exists, small):
+        try:
+            storage.upload(path, bucket, prefix + path.name)
+        except StorageError as error:
+            logger.warning("%s", error)
+            notes.append(f"{path.name} is not in S3: {error}")
+            if isinstance(error, UnansweredUploadError):
+                notes.append("The small files after it were left out.")
+                break
     uri = storage.upload(folder.weights, bucket, prefix + folder.weights.name)
     logger.info("Uploaded to %s", uri)
     return uri

@@ -8,8 +8,8 @@ from typing import Final
 import requests
 import urllib3.exceptions
 
-from job_contract.redaction import redact
 from trainer.errors import DownloadError, InvalidImageError
+from trainer.images import picture_name
 
 _CHUNK_BYTES: Final = 1 << 16
 _TIMEOUTS_SECONDS: Final = (5, 10)
@@ -17,6 +17,7 @@ _TIMEOUTS_SECONDS: Final = (5, 10)
 _MAX_REDIRECTS: Final = 5
 _PASSING: Final = {408, 425, 429}
 """4xx that another try may not get: timeout, too early, too many requests."""
+_REASON_CHARACTERS: Final = 60
 
 
 class BusyHostError(DownloadError):
@@ -35,10 +36,11 @@ def read_url(url: str) -> Iterator[bytes]:
         BusyHostError: the host says when to come again.
         DownloadError: the host doesn't answer, fails, or breaks off.
     """
-    shown = redact(url).removesuffix("?***")
+    shown = picture_name(url)
     try:
         with requests.Session() as session:
             session.max_redirects = _MAX_REDIRECTS
+            session.hooks["response"].append(_close_redirect)
             # Pictures are compressed already. Some hosts refuse the agent that requests names.
             headers = {"Accept-Encoding": "identity", "User-Agent": "lora-trainer"}
             with session.get(url, stream=True, timeout=_TIMEOUTS_SECONDS, headers=headers) as response:
@@ -51,6 +53,8 @@ def read_url(url: str) -> Iterator[bytes]:
         raise InvalidImageError(
             f"{shown} redirects more than {_MAX_REDIRECTS} times; check the link"
         ) from error
+    except requests.exceptions.InvalidHeader as error:  # a ValueError, too, but no fault of the URL
+        raise DownloadError(f"{shown} is answered with an HTTP header that contradicts itself") from error
     except ValueError as error:
         # A URL that requests, urllib3 or idna cannot read, or one that redirects to ftp:// or file://.
         raise InvalidImageError(f"{shown} is, or leads to, no valid http(s) URL; check the link") from error
@@ -60,11 +64,19 @@ def read_url(url: str) -> Iterator[bytes]:
         ) from error
 
 
+def _close_redirect(response: requests.Response, **_: object) -> None:
+    """Leave a redirect's body unread: requests would read all of it into memory, however long it is."""
+    if response.is_redirect:
+        response.close()
+
+
 def _check_status(response: requests.Response, shown: str) -> None:
     status = response.status_code
     if status < 300:
         return
-    answer = f"{shown} answers {status} {response.reason or ''}".rstrip()
+    # The host may put anything there, and a sentence has to stay one.
+    reason = "".join(filter(str.isprintable, response.reason or ""))[:_REASON_CHARACTERS]
+    answer = f"{shown} answers {status} {reason}".rstrip()
     if status >= 500 or status in _PASSING:
         raise BusyHostError(
             f"{answer}; try again later", _retry_after(response.headers.get("Retry-After", ""))

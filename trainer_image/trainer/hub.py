@@ -1,0 +1,74 @@
+"""Files of a hub's repository: the one module that downloads with huggingface_hub.
+
+None of its exceptions, nor of its HTTP client's, leaves this file.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, Final
+
+from trainer.errors import ConfigurationError, DownloadError
+
+_TIMEOUTS_SECONDS: Final = {"connect": 5, "read": 10, "write": 10, "pool": 10}
+"""As for pictures. What may pass the hub's library tries again, up to six times."""
+_SIGNAL_POLL_SECONDS: Final = 0.2
+"""A signal that comes just as a wait begins is noticed only at its end, so no wait is endless."""
+
+
+def download(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
+    """Return the cache's folder with the repository's files that match; those that are missing are fetched.
+
+    Raises:
+        ConfigurationError: there is no such repository or revision, or no permission to read it.
+        DownloadError: the hub does not answer, or breaks off.
+    """
+    import httpx2
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils._http import set_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    disable_progress_bars()  # they fill a pod's log with one line a second
+    set_client_factory(_impatient_client)
+    executor = ThreadPoolExecutor(1, thread_name_prefix="base")
+    try:
+        coming = executor.submit(
+            snapshot_download, repository, revision=revision, allow_patterns=list(patterns)
+        )
+        while not coming.done():
+            wait([coming], timeout=_SIGNAL_POLL_SECONDS)
+        return Path(coming.result())
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ConfigurationError(
+            f"BASE_MODEL {repository} (revision {revision or 'main'}) is not on the hub, or needs a token "
+            "(HF_TOKEN) that may read it."
+        ) from error
+    except HFValidationError as error:
+        raise ConfigurationError(f"BASE_MODEL {repository} is no folder and no name of a hub's.") from error
+    except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: by the hub's own protocol, Xet
+        raise DownloadError(
+            f"The base model {repository} could not be downloaded ({type(error).__name__}); check the way "
+            "to the hub, or set BASE_MODEL to a folder that holds it."
+        ) from error
+    finally:
+        # Not waited for: SIGTERM raises here, and the hub's own threads would first complete their files.
+        executor.shutdown(wait=False)
+
+
+def _impatient_client() -> Any:
+    """Return the library's HTTP client, which by itself waits without end for a hub that says nothing."""
+    from huggingface_hub.utils._http import default_client_factory
+
+    def limit(request: Any) -> None:
+        request.extensions["timeout"] = _TIMEOUTS_SECONDS  # here, for most requests say that they have none
+
+    client = default_client_factory()
+    hooks = client.event_hooks
+    client.event_hooks = {**hooks, "request": [*hooks["request"], limit]}
+    return client
