@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from job_contract.outcome import FailureCode
 from job_contract.progress import parse_progress
-from tests.trainer.conftest import Train, Workshop, in_the_hubs_cache
+from tests.trainer.conftest import Outcome, Train, Workshop, in_the_hubs_cache
 from tiny_base import build_tiny_base
 from trainer.base_model import find_base
 from trainer.errors import ConfigurationError
@@ -423,22 +423,27 @@ def test_damaged_picture_ends_with_65_and_its_name(workshop: Workshop, train: Tr
     ids=["not UTF-8", "nobody's home", "too long"],
 )
 def test_path_that_cannot_be_used_ends_with_65_and_its_name(
-    workshop: Workshop, train: Train, tmp_path: Path, name: str, said: str
+    workshop: Workshop, tmp_path: Path, name: str, said: str
 ) -> None:
     """They were failures of the software or of the models volume, which would be tried again in vain."""
     path = name if name.startswith("~") else str(tmp_path / name)
-    outcome = train(["--style-id", "1", "--images", path, "--epochs", "1"])
+    outcome = run_as_process(workshop, ["--style-id", "1", "--images", path, "--epochs", "1"])
     assert outcome.code == 65, outcome.log
     assert outcome.failure is not None
     assert outcome.failure.failure_code is FailureCode.INVALID_IMAGES
     assert said in outcome.failure.failure_reason
 
 
-def test_folder_with_a_name_that_is_not_utf8_ends_with_65(
-    workshop: Workshop, train: Train, tmp_path: Path
-) -> None:
+def run_as_process(workshop: Workshop, arguments: list[str]) -> Outcome:
+    """Run a trainer whose log has characters that the tests' own processes cannot hand to each other."""
+    process = workshop.start(arguments)
+    _, log = process.communicate(timeout=60)
+    return workshop.outcome(process.returncode, log)
+
+
+def test_folder_with_a_name_that_is_not_utf8_ends_with_65(workshop: Workshop, tmp_path: Path) -> None:
     shutil.copy(workshop.pictures[0], tmp_path / "caf\udce9.jpg")
-    outcome = train(["--style-id", "1", "--images", str(tmp_path)])
+    outcome = run_as_process(workshop, ["--style-id", "1", "--images", str(tmp_path)])
     assert outcome.code == 65, outcome.log
     assert r"caf\udce9.jpg is not UTF-8" in outcome.log
 
