@@ -28,7 +28,9 @@ IMAGES = 4
 
 def randomize(adapter: Adapter, std: float) -> None:
     """Give the layers weights of which none is zero."""
-    adapter.weights.normal_(std=std, generator=torch.Generator().manual_seed(0)).mul_(adapter.used)
+    adapter.weights.normal_(std=std, generator=torch.Generator().manual_seed(0)).masked_fill_(
+        adapter.unused, 0
+    )
 
 
 class Rig:

@@ -111,9 +111,21 @@ def test_no_layer_leaks_into_another_that_shares_its_input(block: Block) -> None
         adapter.add_gradients(block(*inputs()).square().sum())
         optimizer.step()
     trained = sum(down.numel() + up.numel() for down, up in adapter.split(adapter.weights).values())
-    assert adapter.used.sum() == trained < adapter.weights.numel()
-    assert optimizer.master[adapter.used == 1].all()
-    assert not optimizer.master[adapter.used == 0].any()
+    assert (~adapter.unused).sum() == trained < adapter.weights.numel()
+    assert optimizer.master[~adapter.unused].all()
+    assert not optimizer.master[adapter.unused].any()
+
+
+def test_overflow_beside_the_diagonal_is_none_of_the_trainings(block: Block) -> None:
+    """There one layer's gradient meets another's input, a product that no layer has."""
+    adapter = attach_lora(block, rank=4, alpha=32, seed=1)
+    first = adapter.projections[0]
+    _, beside = first.layout.whole(adapter.unused[: first.layout.size])
+    first.up.register_hook(lambda gradient: gradient.masked_fill(beside, torch.inf))
+    adapter.add_gradients(block(*inputs()).square().sum())
+    assert beside.any()
+    assert torch.isfinite(adapter.gradients).all()
+    assert adapter.gradients.any()
 
 
 def test_result_is_the_base_plus_eight_times_b_a_x(block: Block) -> None:
@@ -170,7 +182,7 @@ def test_sd15_gets_128_layers_and_nothing_else_trains(tiny_base: Path) -> None:
     assert all(isinstance(layer, LeanLoraLinear) for layer in adapter.layers.values())
     trained = {name for name, parameter in unet.named_parameters() if parameter.requires_grad}
     assert trained == {f"{name}.lora_{part}.default.weight" for name in adapter.layers for part in "AB"}
-    assert sum(unet.get_parameter(name).numel() for name in trained) == adapter.used.sum()
+    assert sum(unet.get_parameter(name).numel() for name in trained) == (~adapter.unused).sum()
 
 
 def test_half_precision_base_keeps_float32_weights_in_the_optimizer(block: Block) -> None:

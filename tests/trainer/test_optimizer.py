@@ -16,7 +16,7 @@ def make_optimizer(
     max_grad_norm: float = 1.0,
 ) -> tuple[AdapterOptimizer, Adapter]:
     weights = torch.linspace(-1, 1, 6, dtype=dtype)
-    adapter = Adapter({}, [], 4, 32.0, weights, torch.zeros_like(weights), torch.ones_like(weights))
+    adapter = Adapter({}, [], 4, 32.0, weights, torch.zeros_like(weights), torch.zeros(6, dtype=torch.bool))
     rates = [0.1 * (step + 1) for step in range(steps)]
     return AdapterOptimizer(adapter, rates, weight_decay=weight_decay, max_grad_norm=max_grad_norm), adapter
 

@@ -39,8 +39,8 @@ class Adapter:
     """[P] in the base's dtype, one projection after the other. What no layer uses is zero and stays so."""
     gradients: Tensor
     """[P] in the base's dtype."""
-    used: Tensor
-    """[P]: 1 where a layer has a weight, 0 beside the diagonals."""
+    unused: Tensor
+    """[P] bool: beside the diagonals, where no layer has a weight."""
 
     @property
     def scaling(self) -> float:
@@ -53,7 +53,9 @@ class Adapter:
         """
         leaves = [leaf for projection in self.projections for leaf in (projection.down, projection.up)]
         parts = torch.autograd.grad(loss, leaves)
-        self.gradients.addcmul_(torch.cat([part.flatten() for part in parts]), self.used)
+        flat = torch.cat([part.flatten() for part in parts])
+        # Filled and not multiplied: an overflow there is none of the training's.
+        self.gradients.add_(flat.masked_fill_(self.unused, 0))
 
     def split(self, flat: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Return views of flat [P] as each layer's down [rank, in] and up [out, rank]."""
@@ -101,11 +103,11 @@ def attach_lora(unet: nn.Module, *, rank: int, alpha: float, seed: int) -> Adapt
         own, *texts, out = islice(made, len(_groups(attention)))
         attention.set_processor(LeanAttention(own, *texts, out=out))
 
-    gradients, used = torch.zeros_like(weights), torch.zeros_like(weights)
-    adapter = Adapter(layers, projections, rank, alpha, weights, gradients, used)
-    for down, up in adapter.split(used).values():
-        down.fill_(1)
-        up.fill_(1)
+    gradients, unused = torch.zeros_like(weights), torch.ones_like(weights, dtype=torch.bool)
+    adapter = Adapter(layers, projections, rank, alpha, weights, gradients, unused)
+    for down, up in adapter.split(unused).values():
+        down.fill_(value=False)
+        up.fill_(value=False)
     generator = torch.Generator().manual_seed(seed)
     for down, _ in adapter.split(weights).values():
         bound = down.shape[1] ** -0.5  # Kaiming-uniform with a = sqrt(5), as peft and Hu et al. start
