@@ -121,7 +121,8 @@ def test_overflow_beside_the_diagonal_is_none_of_the_trainings(block: Block) -> 
     adapter = attach_lora(block, rank=4, alpha=32, seed=1)
     first = adapter.projections[0]
     _, beside = first.layout.whole(adapter.unused[: first.layout.size])
-    first.up.register_hook(lambda gradient: gradient.masked_fill(beside, torch.inf))
+    overflow: Any = first.up
+    overflow.register_hook(lambda gradient: gradient.masked_fill(beside, torch.inf))
     adapter.add_gradients(block(*inputs()).square().sum())
     assert beside.any()
     assert torch.isfinite(adapter.gradients).all()
