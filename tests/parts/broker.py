@@ -34,12 +34,12 @@ from tests.parts.ports import free_port
 SERVER: Final = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 
 # The guard ends the whole process group when this process is gone, even by SIGKILL: its pipe then closes.
-# Erlang's name daemon is part of the group.
+# Erlang's name daemon is part of the group. A killed one may still hold its port for a moment.
 _GUARD: Final = """
 exec 3<&0 </dev/null
 (cat <&3 >/dev/null; kill -KILL 0) &
 exec 3<&-
-epmd &
+until epmd -names >/dev/null 2>&1; do epmd & sleep 0.1; done
 exec "$@"
 """
 
