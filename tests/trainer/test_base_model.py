@@ -21,7 +21,8 @@ from tests.parts.http_server import (
     HttpServer,
     json_response,
 )
-from tests.trainer.conftest import Workshop
+from tests.parts.ports import free_port
+from tests.trainer.conftest import Workshop, in_the_hubs_cache
 from trainer.base_model import (
     find_base,
     load_noise_scheduler,
@@ -344,6 +345,35 @@ def test_hub_that_accepts_and_says_nothing_is_a_download_that_failed(
     finally:
         closing.set()
         server.stop()
+
+
+@pytest.fixture
+def cached_base(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """somebody/some-model in the cache of a hub that does not answer."""
+    base = in_the_hubs_cache(shutil.copytree(tiny_base, tmp_path / "base"), tmp_path / "cache", COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{free_port()}")
+    return base
+
+
+def test_whole_base_in_the_cache_needs_no_hub(cached_base: Path) -> None:
+    assert find_base("somebody/some-model", None, torch.float32) == cached_base
+
+
+def test_half_a_base_in_the_cache_of_a_hub_that_is_down_is_tried_again(cached_base: Path) -> None:
+    """The library hands over what an earlier download began, and the base was called none, for good."""
+    (cached_base / "vae/diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(DownloadError, match="could not be downloaded"):
+        find_base("somebody/some-model", None, torch.float32)
+
+
+def test_base_that_a_cache_without_its_hub_lacks_is_not_tried_again(
+    cached_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigurationError, match="HF_HUB_OFFLINE is set"):
+        find_base("somebody/other-model", None, torch.float32)
+    assert find_base("somebody/some-model", None, torch.float32) == cached_base
 
 
 def test_name_that_no_hub_has_is_a_configuration_error() -> None:

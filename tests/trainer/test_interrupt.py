@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from select import select
 
 import pytest
@@ -31,6 +32,29 @@ def test_signal_that_another_thread_took_ends_a_wait_without_end() -> None:
         threading.Timer(0.2, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)).start()
         with pytest.raises(StopRequested):
             lock.acquire()
+
+
+def test_second_signal_while_the_first_is_noted_waits_for_no_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event's lock is held just then; the handler waited for itself."""
+    with Interrupt() as interrupt:
+        notify_all = interrupt.event._cond.notify_all  # type: ignore[attr-defined]  # threading's own
+
+        def notify() -> None:
+            signal.raise_signal(signal.SIGTERM)
+            notify_all()
+
+        monkeypatch.setattr(interrupt.event._cond, "notify_all", notify)  # type: ignore[attr-defined]
+        with pytest.raises(StopRequested):
+            send()
+
+
+def test_reminders_that_fill_their_socket_do_not_break_the_end() -> None:
+    """A minute in a library's C code is enough of them."""
+    with Interrupt() as interrupt:
+        with suppress(BlockingIOError):
+            while True:
+                interrupt._wakeup.send(b"\0")
+        interrupt.event.set()
 
 
 def test_signal_that_was_held_back_at_the_start_is_answered() -> None:

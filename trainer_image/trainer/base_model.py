@@ -30,12 +30,11 @@ _PARTS: Final = (*WEIGHTED_PARTS, "tokenizer", "scheduler")
 _FP16_UNET: Final = "unet/diffusion_pytorch_model.fp16.safetensors"
 _FULL_UNET: Final = "unet/diffusion_pytorch_model.safetensors"
 _OTHER_FILES: Final = (
-    "model_index.json",
-    "tokenizer/*",
     "text_encoder/model.safetensors",
     "vae/diffusion_pytorch_model.safetensors",
     *_CONFIGS,
 )
+_WANTED_FILES: Final = ("model_index.json", "tokenizer/*")
 _T = TypeVar("_T")
 
 
@@ -62,10 +61,10 @@ def find_base(base_model: str, revision: str | None, dtype: torch.dtype) -> Path
 
 def _download(repository: str, revision: str | None, dtype: torch.dtype) -> Path:
     if dtype == torch.float16:  # half the bytes, and the same values after the cast
-        folder = download(repository, revision, (*_OTHER_FILES, _FP16_UNET))
+        folder = download(repository, revision, _OTHER_FILES, (*_WANTED_FILES, _FP16_UNET))
         if (folder / _FP16_UNET).exists():
             return folder
-    return download(repository, revision, (*_OTHER_FILES, _FULL_UNET))
+    return download(repository, revision, (*_OTHER_FILES, _FULL_UNET), _WANTED_FILES)
 
 
 def _check_readable(folder: Path) -> None:

@@ -4,7 +4,7 @@ None of its exceptions, nor of its HTTP client's, leaves this file.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,22 +12,27 @@ from trainer.errors import ConfigurationError, DownloadError
 
 _TIMEOUTS_SECONDS: Final = {"connect": 5, "read": 10, "write": 10, "pool": 10}
 """As for pictures. What may pass the hub's library tries again, up to six times."""
-_SIGNAL_POLL_SECONDS: Final = 0.2
-"""A signal that comes just as a wait begins is noticed only at its end, so no wait is endless."""
 
 
-def download(repository: str, revision: str | None, patterns: Sequence[str]) -> Path:
-    """Return the cache's folder with the repository's files that match; those that are missing are fetched.
+def download(
+    repository: str, revision: str | None, needed: Sequence[str], wanted: Sequence[str] = ()
+) -> Path:
+    """Return the cache's folder with the repository's files; those that are missing are fetched.
+
+    Args:
+        needed: files, without which a folder counts only if the hub answers.
+        wanted: patterns of files that are fetched if they are there.
 
     Raises:
         ConfigurationError: there is no such repository or revision, or no permission to read it.
         DownloadError: the hub does not answer, or breaks off.
     """
     import httpx2
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -38,27 +43,39 @@ def download(repository: str, revision: str | None, patterns: Sequence[str]) -> 
     set_client_factory(_impatient_client)
     executor = ThreadPoolExecutor(1, thread_name_prefix="base")
     try:
-        coming = executor.submit(
-            snapshot_download, repository, revision=revision, allow_patterns=list(patterns)
-        )
-        while not coming.done():
-            wait([coming], timeout=_SIGNAL_POLL_SECONDS)
-        return Path(coming.result())
+        folder = executor.submit(
+            snapshot_download, repository, revision=revision, allow_patterns=[*needed, *wanted]
+        ).result()
+        if not constants.HF_HUB_OFFLINE and not all((Path(folder) / name).exists() for name in needed):
+            # Where the hub does not answer, the library returns what an earlier download began.
+            executor.submit(HfApi().repo_info, repository, revision=revision).result()
+        return Path(folder)
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ConfigurationError(
             f"BASE_MODEL {repository} (revision {revision or 'main'}) is not on the hub, or needs a token "
             "(HF_TOKEN) that may read it."
         ) from error
+    except LocalEntryNotFoundError as error:
+        if constants.HF_HUB_OFFLINE:
+            raise ConfigurationError(
+                f"HF_HUB_OFFLINE is set, and the hub's cache has no {repository} (revision "
+                f"{revision or 'main'}); fill the cache, or unset it."
+            ) from error
+        raise _download_error(repository, error) from error
     except HFValidationError as error:
         raise ConfigurationError(f"BASE_MODEL {repository} is no folder and no name of a hub's.") from error
     except (httpx2.HTTPError, OSError, RuntimeError) as error:  # RuntimeError: by the hub's own protocol, Xet
-        raise DownloadError(
-            f"The base model {repository} could not be downloaded ({type(error).__name__}); check the way "
-            "to the hub, or set BASE_MODEL to a folder that holds it."
-        ) from error
+        raise _download_error(repository, error) from error
     finally:
         # Not waited for: SIGTERM raises here, and the hub's own threads would first complete their files.
         executor.shutdown(wait=False)
+
+
+def _download_error(repository: str, error: Exception) -> DownloadError:
+    return DownloadError(
+        f"The base model {repository} could not be downloaded ({type(error).__name__}); check the way to the "
+        "hub, or set BASE_MODEL to a folder that holds it."
+    )
 
 
 def _impatient_client() -> Any:

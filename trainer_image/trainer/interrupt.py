@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from select import select
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
@@ -30,6 +30,7 @@ class Interrupt:
     def __init__(self) -> None:
         self.event = threading.Event()
         """Set once a signal came; other threads watch it."""
+        self._noticed = False
         self._shields = 0
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -48,7 +49,8 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        self._wakeup.send(b"\0")
+        with suppress(BlockingIOError):  # full of reminders, which wake it as well
+            self._wakeup.send(b"\0")
         self._reminder.join()
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -66,10 +68,13 @@ class Interrupt:
             signal.pthread_kill(main, signal.SIGTERM)
 
     def _notice(self, _number: int, _frame: FrameType | None) -> None:
-        first = not self.event.is_set()
+        # Only once: a second signal must not break off the saving that the first one caused, nor come while
+        # the event's lock is held.
+        if self._noticed:
+            return
+        self._noticed = True
         self.event.set()
-        # Only once: a second signal must not break off the saving that the first one caused.
-        if first and not self._shields:
+        if not self._shields:
             raise StopRequested
 
     def listen(self) -> None:
