@@ -50,7 +50,7 @@ class AllowedHosts:
             elif "/" in entry:
                 self._networks.append(ipaddress.ip_network(entry, strict=False))
             elif entry:
-                self._names.add(entry)
+                self._names.add(entry.rstrip("."))
 
     def refusal(self, url: str) -> str | None:
         """Return why a URL is refused, or None when its host is allowed."""

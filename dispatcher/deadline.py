@@ -11,7 +11,7 @@ from typing import Final
 from dispatcher.pod_status import Thing, time_of
 
 DEADLINE_ANNOTATION: Final = "lora-trainer.io/deadline-seconds"
-"""A training's own time, in seconds: its activeDeadlineSeconds before the dispatcher changed that."""
+"""A training's own seconds, or "none": its activeDeadlineSeconds before the dispatcher changed that."""
 
 _SECONDS: Final = re.compile(r"[1-9][0-9]{0,9}")
 
@@ -47,6 +47,5 @@ def with_deadline(job: Thing, seconds: int) -> Thing:
 
     The Job controller ends a Job that is late at once, and its pods with it.
     """
-    own = own_seconds(job)
-    noted = {} if own is None else {DEADLINE_ANNOTATION: str(own)}
+    noted = {DEADLINE_ANNOTATION: str(own_seconds(job) or "none")}
     return {"metadata": {"annotations": noted}, "spec": {"activeDeadlineSeconds": seconds}}

@@ -64,8 +64,9 @@ class DispatcherSettings(EnvironmentSettings):
     """The trainer's image; without it, the template's."""
     gpus_per_job: Annotated[int, Field(ge=0)] | None = None
     """The limit of nvidia.com/gpu; without it, the template's."""
-    job_deadline_seconds: Annotated[int, Field(ge=1)] | None = None
-    """activeDeadlineSeconds of a Job; without it, the template's."""
+    job_deadline_seconds: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """The seconds of all attempts of a training together (activeDeadlineSeconds of its Job); its wait for
+    what other trainings hold does not count. Without it, the template's."""
     job_ttl_seconds: Annotated[int, Field(ge=0)] | None = None
     """ttlSecondsAfterFinished of a Job; without it, the template's."""
     models_claim: str | None = None

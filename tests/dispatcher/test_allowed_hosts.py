@@ -64,6 +64,7 @@ def test_another_host_is_refused_with_a_sentence(entries: list[str], url: str) -
     [
         (["backend"], "backend", "10.0.0.7"),
         (["backend"], "backend.", "10.0.0.7"),
+        (["backend."], "backend.", "10.0.0.7"),
         (["backend:80"], "backend", "127.0.0.1"),
         (["*.example.com"], "a.example.com", "93.184.216.34"),
         (["*"], "a.example.com", "2606:4700::1111"),

@@ -261,7 +261,7 @@ def test_a_release_name_that_helm_takes_gives_objects_that_kubernetes_takes(rele
     assert f"@{service['metadata']['name']}:5672/" in secret["stringData"]["amqp-url"]
 
 
-@pytest.mark.parametrize("name", ["n" * 63, "a." * 31 + "a", "9lives", "v1.5"])
+@pytest.mark.parametrize("name", ["n" * 63, "a." * 31 + "a", "9lives", "v1.5", "foo-"])
 @pytest.mark.parametrize("override", ["nameOverride", "fullnameOverride"])
 def test_a_name_of_ones_own_gives_names_that_kubernetes_takes(override: str, name: str) -> None:
     assert _refused_names(render({**EVERYTHING, override: name}, "x")) == []

@@ -1,14 +1,16 @@
-{{/*
-The name of all objects: the release's, with the chart's behind it unless it is in there. A CronJob's name has
-52 characters at the most, of which -rerun takes 6.
-*/}}
+{{/* The name of all objects: the release's, with the chart's behind it unless it is in there. */}}
 {{- define "lora-trainer.fullname" -}}
 {{- $chart := default .Chart.Name .Values.nameOverride -}}
 {{- $name := ternary .Release.Name (printf "%s-%s" .Release.Name $chart) (contains $chart .Release.Name) -}}
-{{- regexReplaceAll "[-.]+$" (default $name .Values.fullnameOverride | trunc 46) "" -}}
+{{- regexReplaceAll "[-.]+$" (default $name .Values.fullnameOverride | trunc 50) "" -}}
 {{- end -}}
 
-{{/* The same for Services: theirs hold no dot and begin with a letter. */}}
+{{/* A CronJob's name has 52 characters at the most, of which -rerun takes 6. */}}
+{{- define "lora-trainer.rerunName" -}}
+{{ regexReplaceAll "[-.]+$" (include "lora-trainer.fullname" . | trunc 46) "" }}-rerun
+{{- end -}}
+
+{{/* The name of all Services: theirs hold no dot and begin with a letter. */}}
 {{- define "lora-trainer.serviceName" -}}
 {{- regexReplaceAll "^[0-9]" (include "lora-trainer.fullname" . | replace "." "-") "x-${0}" -}}
 {{- end -}}
