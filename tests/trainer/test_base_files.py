@@ -154,6 +154,17 @@ def test_identity_is_that_of_every_copy_and_of_no_other_base(
     assert identity_of(copy, "auto") != identity_of(tiny_base, "auto")
 
 
+def test_identity_counts_weights_in_several_files(tiny_base: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+    whole = copy / "unet/diffusion_pytorch_model.safetensors"
+    shards = [whole.with_stem(f"{whole.stem}-0000{number}-of-00002") for number in (1, 2)]
+    whole.rename(shards[0])
+    shards[1].write_bytes(b"one")
+    before = identity_of(copy, "auto")
+    shards[1].write_bytes(b"two")
+    assert identity_of(copy, "auto") != before
+
+
 def test_identity_of_a_hubs_base_is_its_commit_and_none_where_it_never_was(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

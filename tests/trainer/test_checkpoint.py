@@ -36,9 +36,9 @@ def test_checkpoint_reads_back_as_it_was_written(tmp_path: Path) -> None:
 def test_step_inside_an_epoch_is_newer_than_the_epoch_before_it(tmp_path: Path) -> None:
     names = [
         save_checkpoint(tmp_path, checkpoint, keep=9).name
-        for checkpoint in (make(13, inside=3), make(20, epoch=2), make(10))
+        for checkpoint in (make(10), make(13, inside=3), make(20, epoch=2))
     ]
-    assert names == ["epoch-0001-step-000013", "epoch-0002", "epoch-0001"]
+    assert names == ["epoch-0001", "epoch-0001-step-000013", "epoch-0002"]
     newest = load_newest(tmp_path, "ours")
     assert newest is not None
     assert newest.step == 20
@@ -111,7 +111,10 @@ def test_full_disk_promises_no_checkpoint_that_is_not_there(
         save_checkpoint(tmp_path, make(20, epoch=2), keep=1)
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "7", '""', "{}", '{"sha256": null}', "[[[", b"\xff"])
+DEEP = pytest.param("[" * 100_000, id="deep")
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "7", '""', "{}", '{"sha256": null}', "[[[", b"\xff", DEEP])
 def test_values_that_are_other_json_or_none_are_passed_over(tmp_path: Path, content: str | bytes) -> None:
     """They ended every later start of the style, until somebody cleaned up by hand."""
     save_checkpoint(tmp_path, make(10), keep=2)
@@ -169,6 +172,33 @@ def test_what_somebody_keeps_among_the_checkpoints_is_neither_taken_nor_removed(
     discard_checkpoints(tmp_path)
     assert load_newest(tmp_path, "ours") is None
     assert all(path.exists() for path in kept)
+
+
+def test_folders_that_hold_somebody_elses_files_only_do_not_cost_the_new_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file manager's .DS_Store in old ones was enough to remove every new one when it was written."""
+    for epoch in (8, 9):
+        (save_checkpoint(tmp_path, make(10 * epoch, epoch=epoch), keep=2) / ".DS_Store").write_text("")
+    discard_checkpoints(tmp_path)
+    saved = [save_checkpoint(tmp_path, make(10 * epoch, epoch=epoch), keep=2) for epoch in (1, 2)]
+    assert all(path.exists() for path in saved)
+    read = load_newest(tmp_path, "ours")
+    assert read is not None
+    assert read.step == 20
+    assert caplog.text == ""
+
+
+def test_checkpoint_passed_over_as_damaged_does_not_cost_the_one_that_is_saved_next(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, make(10), keep=1)
+    damaged = tmp_path / "epoch-0002"
+    shutil.copytree(tmp_path / "epoch-0001", damaged)
+    (damaged / "state.safetensors").write_bytes(b"")
+    newest = save_checkpoint(tmp_path, make(15, inside=5), keep=1)
+    assert list(tmp_path.iterdir()) == [newest]
+    read = load_newest(tmp_path, "ours")
+    assert read is not None
+    assert read.step == 15
 
 
 def test_checkpoint_saved_again_replaces_a_damaged_one(tmp_path: Path) -> None:

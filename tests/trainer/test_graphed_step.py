@@ -1,6 +1,8 @@
 """A recorded step is the eager one, or is not used. What needs a GPU is skipped without one."""
 
 import logging
+import os
+import signal
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -11,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.trainer.conftest import Train, Workshop
 from tests.trainer.rig import IMAGES, Rig
 from trainer.gradient_step import MicroBatch
 from trainer.graphed_step import (
@@ -261,6 +264,26 @@ def test_recording_is_gone_when_the_training_is_over(tiny_base: Path) -> None:
     training.train()
     assert record.repetitions
     assert alive() is None
+
+
+def test_signal_while_a_step_is_recorded_waits_for_the_recordings_end(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A capture that is left open makes the copies of the checkpoint fail."""
+    ended = []
+
+    def record(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        recorded = CpuRecorder()(function)
+        ended.append(True)
+        return recorded
+
+    monkeypatch.setattr("trainer.run.graph_pays", lambda *_, **__: True)
+    monkeypatch.setattr("trainer.run.record_cuda_graph", record)
+    outcome = train(workshop.request())
+    assert outcome.code == 75, outcome.log
+    assert ended == [True]
+    assert (workshop.folder().checkpoints / "epoch-0000-step-000001").exists()
 
 
 def test_gradients_are_compared_as_a_whole() -> None:

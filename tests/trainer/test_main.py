@@ -413,6 +413,13 @@ def test_damaged_picture_ends_with_65_and_its_name(workshop: Workshop, train: Tr
     assert "damaged.jpg" in outcome.failure.failure_reason
 
 
+@pytest.mark.parametrize("path", ["/", "."])
+def test_path_without_a_file_name_ends_with_65(workshop: Workshop, train: Train, path: str) -> None:
+    """No caption's name can be made of it, which was a failure of the software."""
+    outcome = train(workshop.request(image_paths=[path]))
+    assert outcome.code == 65, outcome.log
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

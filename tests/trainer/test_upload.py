@@ -16,7 +16,7 @@ from tests.parts.proxy import TcpProxy
 from tests.trainer.conftest import Train, Workshop, wait_for_line
 from tests.trainer.scripted_host import Answer, ScriptedHost, scripted_host, status
 from trainer.errors import StorageError
-from trainer.style_folder import StyleFolder
+from trainer.style_folder import MADE_BY, StyleFolder
 from trainer.upload import upload_results
 
 
@@ -149,6 +149,16 @@ def test_small_file_that_is_refused_keeps_no_other_one_back(
     assert len(notes) == 1
 
 
+def test_somebody_elses_files_are_not_copied_as_the_trainings(tmp_path: Path, s3: Any) -> None:
+    s3.create_bucket(Bucket="own")
+    folder, notes = folder_with_files(tmp_path), list[str]()
+    folder.model_card.write_text("mine")
+    folder.samples.write_text("mine")
+    upload_results(folder, "own", "", notes)
+    assert keys(s3, "own") == {"lora_weights.safetensors", "metrics.jsonl", "loss.png"}
+    assert notes == []
+
+
 def silence(host: ScriptedHost) -> Answer:
     def answer(handler: BaseHTTPRequestHandler) -> None:
         host.closing.wait()
@@ -161,7 +171,7 @@ def folder_with_files(models: Path) -> StyleFolder:
     folder = StyleFolder(models, 1)
     folder.prepare()
     for path in (folder.metrics, folder.loss_plot, folder.model_card, folder.weights):
-        path.write_bytes(b"content")
+        path.write_text(MADE_BY)
     return folder
 
 

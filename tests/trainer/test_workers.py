@@ -79,6 +79,18 @@ def test_worker_that_fails_before_it_meets_the_others_ends_the_wait_and_is_named
     assert "process on device 1 has died (exit code 1;" in failure.failure_reason
 
 
+def test_signal_that_reaches_a_worker_while_it_imports_ends_nothing(workshop: Workshop) -> None:
+    """Ctrl-C goes to the whole group; the first process ends the others, and says why it ends itself."""
+    process = workshop.start(workshop.request(batch_size=2), DEVICES="2")
+    deadline = time.monotonic() + 60
+    while not (workers := workers_of(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(workers[0], number)
+    _, log = process.communicate(timeout=120)
+    assert process.returncode == 0, log
+
+
 def test_sigterm_ends_a_trainer_that_waits_for_a_stopped_worker(workshop: Workshop) -> None:
     """A collective waits in C++ for five minutes; the kubelet waits for 30 s, then nobody says why."""
     request = workshop.request(batch_size=2, num_epochs=400)

@@ -83,9 +83,13 @@ def identity_of(folder: Path, mixed_precision: MixedPrecision) -> str:
 
 
 def _weights_files(folder: Path, mixed_precision: MixedPrecision) -> list[Path]:
-    """Return the files of WEIGHTED_PARTS as they are loaded on a GPU."""
+    """Return the files of WEIGHTED_PARTS as they are loaded on a GPU; of a sharded part, all its files."""
     half = mixed_precision in ("auto", "fp16")
-    return [weights_file(folder, part, half=half and part == "unet") for part in WEIGHTED_PARTS]
+    files = []
+    for part in WEIGHTED_PARTS:
+        whole = weights_file(folder, part, half=half and part == "unet")
+        files += [whole] if whole.exists() else sorted((folder / part).glob("*.safetensors"))
+    return files
 
 
 def _folder(base_model: str, revision: str | None) -> Path | None:

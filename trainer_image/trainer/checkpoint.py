@@ -54,6 +54,8 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
     """Write checkpoint under folder, then drop all but the newest keep; return its folder.
 
+    Newer ones are those that were passed over as damaged: they are dropped as well.
+
     Raises:
         StorageError: the disk is full or refuses; the older checkpoints are untouched then.
     """
@@ -76,8 +78,11 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int) -> Path:
             f"The checkpoint {checkpoint.name} could not be written ({error.strerror}); make room on the "
             f"models volume. Started again, the training {older}."
         ) from error
-    for old in _newest_first(folder)[keep:]:
-        _remove(old)
+    ours = _newest_first(folder)
+    kept = [path for path in ours if path.name <= checkpoint.name][:keep]
+    for path in ours:
+        if path not in kept:
+            _remove(path)
     return folder / checkpoint.name
 
 
@@ -92,7 +97,15 @@ def load_newest(folder: Path, fingerprint: str) -> Checkpoint | None:
     for path in _newest_first(folder):
         try:
             checkpoint = _read(path)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            SafetensorError,
+        ) as error:
             # The values may be any JSON, or have the fields of another version of this program.
             logger.warning("The checkpoint %s is damaged (%s) and is passed over.", path.name, error)
             continue
@@ -120,13 +133,21 @@ def _hash(values: dict[str, Any], tensors: bytes) -> str:
 
 def _newest_first(folder: Path) -> list[Path]:
     """Return the checkpoints' folders by name, which is by step; somebody's epoch-0010-best is none."""
-    ours = [path for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name)]
+    ours = [path for path in folder.glob("epoch-*") if _NAME.fullmatch(path.name) and _has_our_files(path)]
     return sorted(ours, key=lambda path: path.name, reverse=True)
+
+
+def _has_our_files(path: Path) -> bool:
+    """Say whether more is there than what somebody else put beside a checkpoint that is removed."""
+    try:
+        return any((path / name).exists() for name in (_VALUES, _TENSORS))
+    except OSError:
+        return True  # the reading says what is wrong
 
 
 def _remove(path: Path) -> None:
     """Remove a checkpoint, but not what somebody else put beside its files."""
     with suppress(OSError):  # as of a folder that is not empty
-        (path / _VALUES).unlink(missing_ok=True)
         (path / _TENSORS).unlink(missing_ok=True)
+        (path / _VALUES).unlink(missing_ok=True)
         path.rmdir()

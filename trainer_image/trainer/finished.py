@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from trainer.style_folder import StyleFolder
+from trainer.style_folder import MAX_HEADER_BYTES, StyleFolder
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def find_finished(
     try:
         with folder.weights.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            metadata = json.loads(file.read(min(length, 10_000_000)))["__metadata__"]
+            metadata = json.loads(file.read(min(length, MAX_HEADER_BYTES)))["__metadata__"]
             body = hashlib.file_digest(file, "sha256").hexdigest()
         if metadata.get("lora_trainer.fingerprint") != fingerprint:
             return None
@@ -47,6 +47,6 @@ def find_finished(
             logger.warning("%s is cut off or damaged and is made again.", folder.weights)
             return None
         return FinishedTraining(int(metadata["lora_trainer.epochs"]), float(metadata["lora_trainer.loss"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         logger.warning("%s is damaged (%s) and is made again.", folder.weights, error)
         return None

@@ -101,8 +101,9 @@ def _identity(image_path: str, *, captioned: bool) -> list[str | int]:
         return [image_path]
     identity: list[str | int] = [image_path]
     path = Path(image_path)
-    for file in (path,) if captioned else (path, path.with_suffix(".txt")):
+    for caption in (False,) if captioned else (False, True):
         with suppress(OSError, ValueError):  # what is wrong with it the loading of the pictures says
+            file = path.with_suffix(".txt") if caption else path
             status = file.stat()
             identity += [file.suffix, status.st_size, status.st_mtime_ns]
     return identity

@@ -114,7 +114,7 @@ def _train(
         on_epoch=EpochReporter(metrics, plan.epochs),
         between_epochs=extras.between_epochs,
         peak_memory_mib=device.peak_memory_mib,
-        gradient_step=_gradient_step(parts, plan, settings, device, workers, checkpoint),
+        gradient_step=_gradient_step(parts, plan, settings, device, workers, checkpoint, interrupt),
     )
     if checkpoint:
         training.restore(checkpoint)
@@ -161,6 +161,7 @@ def _gradient_step(
     device: Device,
     workers: Workers,
     checkpoint: Checkpoint | None,
+    interrupt: Interrupt,
 ) -> GradientStep:
     eager = parts.eager_step()
     pays = graph_pays(
@@ -169,7 +170,8 @@ def _gradient_step(
         processes=workers.count,
         steps_left=total_steps(plan, parts.examples) - (checkpoint.step if checkpoint else 0),
     )
-    return GraphedStep(eager, parts.adapter.gradients, record_cuda_graph) if pays else eager
+    record = interrupt.shielded()(record_cuda_graph)  # a capture left open would fail the checkpoint
+    return GraphedStep(eager, parts.adapter.gradients, record) if pays else eager
 
 
 def _process_count(devices: int, batch_size: int, device: Device) -> int:

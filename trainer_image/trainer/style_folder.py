@@ -16,8 +16,10 @@ from trainer.images import all_refusals, picture_name
 MADE_BY: Final = "Made by lora-trainer"
 """Stands in the model card, in loss.png and in samples.png: without it such a file is somebody else's."""
 _WEIGHTS_MARK: Final = b'"lora_trainer.fingerprint"'
-"""Stands in the metadata of a weights file in the same way; these come first in the file."""
-_HEADER_BYTES: Final = 1 << 20
+"""Stands in the metadata of a weights file in the same way."""
+
+MAX_HEADER_BYTES: Final = 10_000_000
+"""Of a weights file; the captions make it long."""
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +71,7 @@ class StyleFolder:
         """
         if not self.weights.exists():
             return
-        with self.weights.open("rb") as file:
-            ours = _WEIGHTS_MARK in file.read(_HEADER_BYTES)
-        if not ours:
+        if not _are_own(self.weights):
             names = (f"{self.weights.name}.kept-{number}" for number in itertools.count(1))
             kept = next(path for path in map(self.weights.with_name, names) if not path.exists())
             self.weights.rename(kept)
@@ -135,8 +135,21 @@ def _is_inside(path: str, own: str) -> bool:
 
 
 def is_own(path: Path) -> bool:
-    """Say whether a file beside the weights is one that a training made."""
-    return path.is_file() and MADE_BY.encode() in path.read_bytes()
+    """Say whether a file beside the weights is one that a training made; what cannot be read is none."""
+    try:
+        return path.is_file() and MADE_BY.encode() in path.read_bytes()
+    except OSError:
+        return False
+
+
+def _are_own(weights: Path) -> bool:
+    """Say the same of a weights file, or of what is in its place."""
+    try:
+        with weights.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            return _WEIGHTS_MARK in file.read(min(length, MAX_HEADER_BYTES))
+    except OSError:
+        return False
 
 
 def replace_own(path: Path, content: bytes) -> None:

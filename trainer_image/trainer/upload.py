@@ -1,17 +1,16 @@
 """The finished files' copy in S3."""
 
 import logging
-from pathlib import Path
 
 from trainer.errors import StorageError
 from trainer.storage import ObjectStorage, UnansweredUploadError
-from trainer.style_folder import StyleFolder
+from trainer.style_folder import StyleFolder, is_own
 
 logger = logging.getLogger(__name__)
 
 
 def upload_results(folder: StyleFolder, bucket: str, prefix: str, notes: list[str]) -> str:
-    """Copy the weights, and the small files beside them, to S3; return the weights' URI.
+    """Copy the weights, and the training's own small files beside them, to S3; return the weights' URI.
 
     A small file that cannot be copied is noted; the weights come last, so that their being there means
     that all is. After the first that the storage lets wait, the other small ones are left out: the GPU
@@ -22,8 +21,10 @@ def upload_results(folder: StyleFolder, bucket: str, prefix: str, notes: list[st
         ConfigurationError: credentials or endpoint are missing or refused.
     """
     storage = ObjectStorage()
-    small = (folder.metrics, folder.loss_plot, folder.samples, folder.model_card)
-    for path in filter(Path.exists, small):
+    small = [path for path in (folder.loss_plot, folder.samples, folder.model_card) if is_own(path)]
+    if folder.metrics.exists():
+        small.insert(0, folder.metrics)
+    for path in small:
         try:
             storage.upload(path, bucket, prefix + path.name)
         except StorageError as error:

@@ -10,8 +10,10 @@ import pickle
 import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -34,6 +36,7 @@ from trainer.termination import report
 from trainer.training import Training
 
 _GOES_ON: Final = "started again, the training goes on from its last checkpoint."
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +91,8 @@ class Workers:
             ours, theirs = context.Pipe()
             arguments = (theirs, rank, self.count, self._port, self._find, self._cuda)
             process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
+            with _signals_held_back():
+                process.start()
             self._pipes.append(ours)
             self._processes.append(process)
         if self._processes:
@@ -157,12 +161,24 @@ class Workers:
             os._exit(code)
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Let a process that is started inside inherit a mask: while it imports it cannot ignore signals yet."""
+    resource_tracker.ensure_running()  # started with the process, it would undo the mask
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
 def _serve(
     pipe: Connection, rank: int, count: int, port: int, find: Callable[..., Device], cuda: bool
 ) -> None:
     """Train along: the whole life of a worker."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the first process ends this one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     work: _Work = pickle.loads(pipe.recv_bytes())  # noqa: S301 (from the process that started this one)
     device = find(require_cuda=cuda, index=rank)
