@@ -17,10 +17,12 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError
 
+from dispatcher.errors import BrokerUnavailableError
 from dispatcher.handlers import Handlers
 from dispatcher.notice_queue import NoticeQueue
 from dispatcher.publisher import FULL_SECONDS, Publisher, comes_back_too_often
 from dispatcher.queues import Queues, connect, error_text
+from dispatcher.refused_messages import RefusedMessages
 from dispatcher.retry import backoff_seconds
 
 _DRAIN_SECONDS: Final = 5.0
@@ -28,6 +30,7 @@ _DEPTH_EVERY: Final = 10.0
 _PREFETCH: Final = 16
 """One under way and one more for each handler; all of them are held in memory, at up to 16 MiB each."""
 _NOTICE_HANDLERS: Final = 4
+_UNFORESEEN_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,6 @@ class _Consumption:
         self._seen_depth = seen_depth
         self._stop = stop
         self._depth_due = 0.0
-        self._held = 0
         self._consumer: str | None = None
         self._resume_at = 0.0
         self._log = structlog.get_logger("broker")
@@ -178,7 +180,8 @@ class _Consumption:
         self._work.add_on_cancel_callback(self._cancelled)
         queues.declare(self._work)
         self._publisher = Publisher(connection, queues)
-        NoticeQueue(connection, queues, self._publisher, notice_handlers, send_notice)
+        self._refused = RefusedMessages(connection, self._work, self._publisher, many=_PREFETCH // 2)
+        self._notices = NoticeQueue(connection, queues, self._publisher, notice_handlers, send_notice)
 
     def run(self) -> None:
         while not self._stop.is_set():
@@ -186,6 +189,8 @@ class _Consumption:
                 self._queues.declare(self._work)
                 self._consumer = self._work.basic_consume(self._queues.work, self._on_message)
             self._look_at_depth()
+            if not self._notices.consuming:
+                raise BrokerUnavailableError(f"RabbitMQ ended the consumption of {self._queues.notices}")
             self._connection.process_data_events(time_limit=0.5)
         self._stop_consuming()
         deadline = time.monotonic() + _DRAIN_SECONDS
@@ -212,8 +217,11 @@ class _Consumption:
         elif self._consumer is None:  # delivered before the cancellation took effect
             self._work.basic_nack(method.delivery_tag, requeue=True)
         else:
-            work = partial(self._handle_now, body, properties.message_id)
-            self._handlers.run(work, partial(self._settle, method, properties, body))
+            self._begin(method, properties, body)
+
+    def _begin(self, method: Any, properties: Any, body: bytes) -> None:
+        work = partial(self._handle_now, body, properties.message_id)
+        self._handlers.run(work, partial(self._settle, method, properties, body))
 
     def _handle_now(self, body: bytes, message_id: str | None) -> Verdict:
         if self._stop.is_set():
@@ -221,48 +229,40 @@ class _Consumption:
         return self._handle(body, message_id)
 
     def _settle(self, method: Any, properties: Any, body: bytes, future: Future[Verdict]) -> None:
-        error = future.exception()
-        verdict = Postpone(5.0, f"unexpected: {error_text(error)}") if error else future.result()
-        if error:
+        behind_the_others = partial(self._behind_the_others, method, properties, body)
+        if error := future.exception():
             self._log.error("a message could not be handled", exc_info=error)
-        match verdict:
+            # At the head of the queue it would come again and again, and no other would.
+            self._connection.call_later(_UNFORESEEN_SECONDS, behind_the_others)
+            return
+        match future.result():
             case Ack():
                 self._work.basic_ack(method.delivery_tag)
             case Refuse(reason, notice):
-                if self._publisher.refuse(properties, body, reason):
-                    self._notify(method, notice)
-                else:
-                    # Where such ones take up half of what is held here, they make way for good ones sooner.
-                    seconds = FULL_SECONDS if self._held < _PREFETCH // 2 else 1.0
-                    self._hold(seconds, partial(self._behind_the_others, method, properties, body))
+                self._refused.refuse(method, properties, body, reason, notice)
             case Postpone(seconds, reason):
-                self._work.basic_nack(method.delivery_tag, requeue=True)
+                if comes_back_too_often(properties):
+                    self._connection.call_later(FULL_SECONDS, behind_the_others)
+                else:
+                    self._work.basic_nack(method.delivery_tag, requeue=True)
                 if self._consumer is not None:
                     self._log.info("consumption stops for a while", reason=reason, seconds=round(seconds, 1))
                 self._stop_consuming()
                 self._resume_at = time.monotonic() + seconds
 
-    def _notify(self, method: Any, notice: bytes | None) -> None:
-        if notice is None or self._publisher.notify(notice):
-            self._work.basic_ack(method.delivery_tag)
-        else:
-            self._hold(FULL_SECONDS, partial(self._notify, method, notice))
-
     def _behind_the_others(self, method: Any, properties: Any, body: bytes) -> None:
-        """Put a copy there. It is the same request: sent twice, after a crash in between, it is one Job."""
+        """Put a copy there. It is the same request: sent twice, after a crash in between, it is one Job.
+
+        A queue at its limit takes none; then it is handled before the others.
+        """
         if self._publisher.put_back(properties, body):
             self._work.basic_ack(method.delivery_tag)
+        elif self._consumer is None:
+            self._connection.call_later(
+                FULL_SECONDS, partial(self._behind_the_others, method, properties, body)
+            )
         else:
-            self._hold(FULL_SECONDS, partial(self._behind_the_others, method, properties, body))
-
-    def _hold(self, seconds: float, then: Callable[[], None]) -> None:
-        """Keep a message unacked for so long, since a queue is full."""
-        self._held += 1
-        self._connection.call_later(seconds, partial(self._let_go, then))
-
-    def _let_go(self, then: Callable[[], None]) -> None:
-        self._held -= 1
-        then()
+            self._begin(method, properties, body)
 
     def _stop_consuming(self) -> None:
         if self._consumer is not None:

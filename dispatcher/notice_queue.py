@@ -9,7 +9,7 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
 from dispatcher.handlers import Handlers
-from dispatcher.publisher import FULL_SECONDS, Publisher, comes_back_too_often
+from dispatcher.publisher import Publisher, comes_back_too_often
 from dispatcher.queues import Queues
 
 _MOST_HELD_SECONDS: Final = 600.0
@@ -38,13 +38,26 @@ class NoticeQueue:
         self._log = structlog.get_logger("broker")
         self._channel = connection.channel()
         self._channel.basic_qos(prefetch_count=16)
+        self._cancelled = False
+        self._channel.add_on_cancel_callback(self._on_cancel)
         self._channel.basic_consume(queues.notices, self._on_notice)
+
+    @property
+    def consuming(self) -> bool:
+        """Whether notices still come: RabbitMQ may close a channel or cancel a consumer by itself."""
+        return self._channel.is_open and not self._cancelled
+
+    def _on_cancel(self, _frame: Any) -> None:
+        self._cancelled = True
 
     def _on_notice(self, _channel: BlockingChannel, method: Any, properties: Any, body: bytes) -> None:
         if comes_back_too_often(properties):
             self._to_the_end(method, body)
         else:
-            self._handlers.run(partial(self._send, body), partial(self._settle, method, body))
+            self._attempt(method, body)
+
+    def _attempt(self, method: Any, body: bytes) -> None:
+        self._handlers.run(partial(self._send, body), partial(self._settle, method, body))
 
     def _settle(self, method: Any, body: bytes, future: Future[float | None]) -> None:
         error = future.exception()
@@ -59,8 +72,11 @@ class NoticeQueue:
             self._connection.call_later(seconds, partial(self._to_the_end, method, body))
 
     def _to_the_end(self, method: Any, body: bytes) -> None:
-        """Put a notice behind the others, which a few that cannot be delivered would hold up else."""
+        """Put a notice behind the others, which a few that cannot be delivered would hold up else.
+
+        A queue at its limit takes none, and all that are held would wait for one another: send it now.
+        """
         if self._publisher.notify(body):
             self._channel.basic_ack(method.delivery_tag)
         else:
-            self._connection.call_later(FULL_SECONDS, partial(self._to_the_end, method, body))
+            self._attempt(method, body)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pika
 import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
-from pika.exceptions import ChannelClosedByBroker, NackError
+from pika.exceptions import ChannelClosedByBroker, NackError, UnroutableError
 
 from dispatcher.errors import MAX_REASON
 from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, error_text, refusal_key
@@ -25,12 +25,19 @@ _RETURNS_HEADER: Final = "x-delivery-count"
 it holds against its limit; other queues set none."""
 _NOT_PUBLISHED: Final = frozenset({_RETURNS_HEADER, "x-acquired-count", "CC", "BCC"})
 """The counts of one stay in a queue, and further queues that the message went to when it was sent."""
+_REFUSED_HERE_HEADER: Final = "x-refused-here"
+"""Of a message whose dead letter is written, and whose notice is not: no dead letter ever has it."""
 
 
 def comes_back_too_often(properties: Any) -> bool:
     """Whether RabbitMQ might soon drop a message of these properties for having come back so often."""
     returns = (properties.headers or {}).get(_RETURNS_HEADER)
     return isinstance(returns, int) and returns >= MOST_RETURNS
+
+
+def is_refused_already(properties: Any) -> bool:
+    """Whether the dead letter of a message of these properties is written."""
+    return _REFUSED_HERE_HEADER in (properties.headers or {})
 
 
 class Publisher:
@@ -58,6 +65,12 @@ class Publisher:
     def put_back(self, properties: Any, body: bytes) -> bool:
         """Put a copy behind the other messages; a time to live begins again."""
         return self._publish(self._queues.work, _copy(properties), body)
+
+    def put_back_refused(self, properties: Any, body: bytes) -> bool:
+        """Put a copy behind the others that says that its dead letter, which has its headers, is written."""
+        ours = _copy(properties)
+        ours.headers = {_REFUSED_HERE_HEADER: True}
+        return self._publish(self._queues.work, ours, body)
 
     def refuse(self, properties: Any, body: bytes, reason: str) -> bool:
         """Publish a dead letter, and tell whoever listens."""
@@ -110,6 +123,8 @@ class Publisher:
             self._listeners.basic_publish(
                 self._queues.refusals, refusal_key(body), reason.encode(errors="replace")
             )
+        except (NackError, UnroutableError) as error:
+            self._log.warning("who waits for a message does not hear of its refusal", error=error_text(error))
         except ChannelClosedByBroker as error:
             self._nobody_listens(error)
 

@@ -216,6 +216,28 @@ def test_notices_do_not_pile_up_while_connections_break_and_a_backend_never_answ
     assert sends.total() <= 24
 
 
+def test_messages_whose_handler_raises_for_ever_do_not_hold_up_the_others(
+    amqp: Amqp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than are prefetched, given back to the head of the queue, once starved the rest."""
+    monkeypatch.setattr("dispatcher.broker._UNFORESEEN_SECONDS", 0.2)
+    good = threading.Event()
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        if body == b"good":
+            good.set()
+            return Ack()
+        raise RuntimeError("a bug")
+
+    bodies = [amqp.publish(b"bad %d" % number) for number in range(40)]
+    amqp.publish(b"good")
+    with consuming(amqp.url, amqp.queues, handle, handlers=1):
+        assert good.wait(15)
+    wait_until(lambda: amqp.depth(amqp.queues.work) == 40)
+    kept = amqp.take_all(amqp.queues.work)
+    assert sorted(body for _, body in kept) == sorted(bodies)
+
+
 def test_a_handler_that_raises_loses_nothing_and_stops_nothing(amqp: Amqp) -> None:
     seen: Counter[bytes] = Counter()
 
@@ -325,6 +347,17 @@ def test_19_a_queue_deleted_mid_run_is_declared_anew(amqp: Amqp) -> None:
         wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
         body = amqp.publish(message())
         wait_until(lambda: seen == [body])
+
+
+def test_notices_are_sent_again_after_their_queue_was_deleted(amqp: Amqp) -> None:
+    """RabbitMQ had ended their consumption, and nobody noticed."""
+    told: list[bytes] = []
+    with consuming(amqp.url, amqp.queues, lambda body, _i: Refuse("no", notice=body), told.append):
+        wait_until(lambda: amqp.state(amqp.queues.notices) == (0, 1))
+        amqp.delete(amqp.queues.notices)
+        wait_until(lambda: amqp.state(amqp.queues.notices) == (0, 1))
+        amqp.publish(b"tell")
+        wait_until(lambda: told == [b"tell"])
 
 
 def test_deleting_the_dead_letter_queue_loses_no_refused_message(amqp: Amqp) -> None:

@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import pika
 import pytest
 from structlog.testing import capture_logs
 
-from dispatcher.broker import Ack, Refuse, Verdict
-from dispatcher.queues import Queues
+from dispatcher.broker import Ack, Postpone, Refuse, Verdict
+from dispatcher.queues import Queues, redrive, refusal_key
 from tests.dispatcher.support import Amqp, wait_until
 from tests.dispatcher.test_broker import consuming
 from tests.parts.broker import RabbitNode
@@ -19,7 +20,7 @@ from tests.parts.broker import RabbitNode
 @pytest.fixture(scope="module")
 def limited_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
     """A broker with a policy that lets few messages into some queues."""
-    limits = {r"^full.*\.dead$": 1, r"^mute.*\.notices$": 0}
+    limits = {r"^full.*\.dead$": 1, r"^mute.*\.notices$": 0, r"^brim": 1}
     definitions = {
         "users": [{"name": "guest", "password": "guest", "tags": "administrator"}],
         "vhosts": [{"name": "/"}],
@@ -44,7 +45,17 @@ def limited_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitN
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a full queue did not take is tried again at once, nearly."""
-    monkeypatch.setattr("dispatcher.broker.FULL_SECONDS", 0.2)
+    for module in ("broker", "refused_messages"):
+        monkeypatch.setattr(f"dispatcher.{module}.FULL_SECONDS", 0.2)
+
+
+def overfill(amqp: Amqp, bodies: list[bytes], **properties: Any) -> None:
+    """Bring more into a queue than its limit lets in: what somebody holds unacked does not count."""
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
+        holder = connection.channel()
+        for body in bodies:
+            amqp.publish(body, **properties)
+            holder.basic_get(amqp.queues.work)
 
 
 @pytest.mark.usefixtures("soon")
@@ -132,6 +143,129 @@ def test_a_notice_that_its_queue_does_not_take_makes_one_dead_letter_only(
         wait_until(lambda: amqp.depth(amqp.queues.dead) == 1)
         for number in range(10):
             amqp.publish(b"good %d" % number)
-        wait_until(lambda: len(seen) == 11)
+        wait_until(lambda: len(set(seen)) == 11 and seen.count(b"bad") >= 3)
     assert amqp.depth(amqp.queues.dead) == 1
     assert amqp.take_all(amqp.queues.work)[0][1] == b"bad"
+
+
+@pytest.mark.usefixtures("soon")
+def test_notices_that_their_queue_does_not_take_make_way_for_good_messages(
+    limited_rabbit: RabbitNode,
+) -> None:
+    """They took up all that is prefetched."""
+    amqp = Amqp(limited_rabbit.url, Queues("mute-many"))
+    seen: Counter[bytes] = Counter()
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen[body] += 1
+        return Refuse("no", notice=body) if body.startswith(b"bad") else Ack()
+
+    bad = [amqp.publish(b"bad %d" % number, headers={"tenant": "art"}) for number in range(24)]
+    good = [amqp.publish(b"good %d" % number) for number in range(4)]
+    with consuming(amqp.url, amqp.queues, handle):
+        wait_until(lambda: set(good) <= seen.keys() and all(seen[body] >= 3 for body in bad), timeout=40)
+    assert amqp.depth(amqp.queues.work) == len(bad)
+    amqp.take_all(amqp.queues.work)
+    assert redrive(amqp.url, amqp.queues) == len(bad)
+    again = amqp.take_all(amqp.queues.work)
+    assert sorted(body for _, body in again) == sorted(bad)
+    assert all(properties.headers == {"tenant": "art"} for properties, _ in again)
+
+
+@pytest.mark.usefixtures("soon")
+def test_refused_messages_go_to_the_dead_letters_once_those_are_emptied_though_the_work_queue_is_full(
+    limited_rabbit: RabbitNode,
+) -> None:
+    """They only tried to go back to the work queue, which took none while they were held."""
+    amqp = Amqp(limited_rabbit.url, Queues("brim-refused"))
+    Amqp(amqp.url, Queues(amqp.queues.dead)).publish(b"older")
+    bad = [b"bad %d" % number for number in range(20)]
+    overfill(amqp, bad)
+    with consuming(amqp.url, amqp.queues, lambda _b, _i: Refuse("no")):
+        wait_until(lambda: amqp.depth(amqp.queues.work) == 4)
+        letters = amqp.take_all(amqp.queues.dead)
+        while len(letters) < 1 + len(bad):  # each that is taken out makes room for one
+            letters += wait_until(lambda: amqp.take_all(amqp.queues.dead))
+    assert sorted(body for _, body in letters) == sorted([b"older", *bad])
+
+
+def test_messages_that_came_back_often_are_handled_though_the_work_queue_is_full(
+    limited_rabbit: RabbitNode,
+) -> None:
+    """None could be put behind the others, and so all were held until RabbitMQ's own limit."""
+    amqp = Amqp(limited_rabbit.url, Queues("brim-worn"))
+    bodies = [b"%d" % number for number in range(40)]
+    overfill(amqp, bodies, headers={"x-delivery-count": 10})
+    seen: list[bytes] = []
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen.append(body)
+        return Ack()
+
+    with consuming(amqp.url, amqp.queues, handle):
+        wait_until(lambda: set(seen) == set(bodies))
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+
+
+@pytest.mark.usefixtures("soon")
+def test_messages_that_came_back_often_are_handled_once_there_is_room_for_jobs_though_the_queue_is_full(
+    limited_rabbit: RabbitNode,
+) -> None:
+    """Given back to the head of a quorum queue once more, they are dropped in the end."""
+    amqp = Amqp(limited_rabbit.url, Queues("brim-worn-and-full"))
+    bodies = [b"%d" % number for number in range(40)]
+    overfill(amqp, bodies, headers={"x-delivery-count": 10})
+    seen, postponed, room = set[bytes](), threading.Event(), threading.Event()
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        if not room.is_set():
+            postponed.set()
+            return Postpone(0.5, "the cluster is full")
+        seen.add(body)
+        return Ack()
+
+    with consuming(amqp.url, amqp.queues, handle):
+        assert postponed.wait(10)
+        wait_until(lambda: amqp.state(amqp.queues.work) == (24, 0), what="16 are held, none is given back")
+        room.set()
+        wait_until(lambda: seen == set(bodies))
+        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
+
+
+def test_notices_are_sent_once_the_backend_is_back_though_their_queue_is_full(
+    limited_rabbit: RabbitNode,
+) -> None:
+    """Those that were held only tried to go back to the queue, which took none while they were held."""
+    amqp = Amqp(limited_rabbit.url, Queues("brim-told"))
+    bodies = [b"%d" % number for number in range(20)]
+    overfill(Amqp(amqp.url, Queues(amqp.queues.notices)), bodies)
+    tries: Counter[bytes] = Counter()
+    up, told = threading.Event(), set[bytes]()
+
+    def send(body: bytes) -> float | None:
+        tries[body] += 1
+        if not up.is_set():
+            return 0.1
+        told.add(body)
+        return None
+
+    with consuming(amqp.url, amqp.queues, lambda _b, _i: Ack(), send):
+        wait_until(lambda: len(tries) == 16)
+        up.set()
+        wait_until(lambda: told == set(bodies) and amqp.depth(amqp.queues.notices) == 0)
+
+
+def test_who_waits_for_a_refusal_with_a_full_queue_breaks_no_connection(amqp: Amqp) -> None:
+    """The dead letter was written already, and was written again."""
+    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as listener:
+        channel = listener.channel()
+        amqp.queues.declare_refusals(channel)
+        arguments = {"x-max-length": 0, "x-overflow": "reject-publish"}
+        full = channel.queue_declare("", exclusive=True, arguments=arguments).method.queue
+        channel.queue_bind(full, amqp.queues.refusals, refusal_key(b"bad"))
+        amqp.publish(b"bad")
+        with consuming(amqp.url, amqp.queues, lambda _b, _i: Refuse("no")) as broker:
+            connection = wait_until(lambda: broker._consuming)
+            wait_until(lambda: amqp.depth(amqp.queues.dead) >= 1 and amqp.state(amqp.queues.work) == (0, 1))
+            assert broker._consuming is connection
+    assert amqp.depth(amqp.queues.dead) == 1

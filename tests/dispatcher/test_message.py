@@ -55,6 +55,13 @@ def test_the_three_forms_mean_the_same_request(message: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.parametrize("path", ["/a\ud800.jpg", "\ud800", "s3://bucket/\udcff.jpg"])
+def test_half_a_character_in_a_path_is_refused_by_name(path: str) -> None:
+    """JSON may hold it as an escape; the request could not be written, and its message came for ever."""
+    refused = refusal({**PLAIN, "image_paths": [path]})
+    assert str(refused) == "image_paths entry 1 is empty, too long or holds control characters or half ones"
+
+
 def test_parameters_of_the_callback_envelope_all_arrive() -> None:
     message = json.loads(json.dumps(CALLBACK_ENVELOPE))
     message["data"]["parameters"] = {"epochs": 7, "learning_rate": 0.0003, "batch_size": 2, "other": "x"}

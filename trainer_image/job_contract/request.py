@@ -20,7 +20,8 @@ DEFAULT_EPOCHS: Final = 100
 
 _STYLE_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _IMAGE_SCHEMES: Final = ("s3://", "http://", "https://")
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""And halves of a character, which JSON may hold (\\ud800) and UTF-8 may not."""
 
 
 def _style_id(value: object) -> object:
@@ -72,7 +73,9 @@ class TrainingRequest(BaseModel):
     def _image_paths_are_readable(cls, paths: list[str]) -> list[str]:
         for number, path in enumerate(paths, start=1):
             if not path.strip() or _CONTROL.search(path) or len(path) > 4096:
-                raise ValueError(f"entry {number} is empty, too long or holds control characters")
+                raise ValueError(
+                    f"entry {number} is empty, too long or holds control characters or half ones"
+                )
             if "://" in path.partition("?")[0] and not path.lower().startswith(_IMAGE_SCHEMES):
                 raise ValueError(f"entry {number} must be s3://, http://, https:// or a path")
         return paths
