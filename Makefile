@@ -24,8 +24,6 @@ RESOLVE = build/uv/bin/uv pip compile --quiet --no-header --no-annotate --only-b
 PART = $(RESOLVE) --offline --constraint build/everything.lock
 PIN = $(RESOLVE) --generate-hashes --constraint requirements.lock
 CUDA = $(shell sed -n 's/==.*//p' trainer_image/cuda.lock)
-# Threads that spin while they wait cost a shared CPU many times what they gain.
-export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: help demo test lint format unit test-cluster bench-trainer bench-dispatcher images k8s chart-docs \
 	kind-demo lock image-locks clean rabbitmq
@@ -38,6 +36,9 @@ demo: $(READY) rabbitmq ## Train a style end to end on this machine (BASE_MODEL=
 	@BASE_MODEL="$(BASE_MODEL)" exec $(BIN)/python -m tests.demo
 
 test: lint unit ## Lint, types and all tests
+
+# Where several tests share a CPU, threads that spin while they wait cost many times what they gain.
+unit test-cluster: export OMP_WAIT_POLICY ?= PASSIVE
 
 unit: $(READY) rabbitmq ## All tests (PYTEST_ARGS="-k name" for some)
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from tests.trainer.conftest import Train, Workshop
-from trainer.device import Device, compute_deterministically
+from trainer.device import Device, compute_deterministically, keep_to_cpu_limit
 
 
 def test_peak_memory_of_a_gpu_is_what_its_allocator_holds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,6 +16,26 @@ def test_peak_memory_of_a_gpu_is_what_its_allocator_holds(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 3000 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _device: 5000 * 2**20)
     assert Device(torch.device("cuda", 0), torch.float16, "GPU", 8192).peak_memory_mib() == 5000
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "threads"),
+    [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 3), ("6400000 100000", 3), (None, 3)],
+)
+def test_container_with_a_cpu_limit_gets_no_thread_beyond_it(
+    cpu_max: str | None, threads: int, tmp_path: Path
+) -> None:
+    """A thread for each of the node's CPUs uses the limit up in an instant, and then all of them wait."""
+    limit = tmp_path / "cpu.max"
+    if cpu_max:
+        limit.write_text(f"{cpu_max}\n")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        keep_to_cpu_limit(limit)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture

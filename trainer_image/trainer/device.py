@@ -1,15 +1,18 @@
 """The device of a training: found, named and proven by an operation before anything is loaded."""
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
 from trainer.errors import ConfigurationError, GpuFaultError, NoGpuError
 from trainer.settings import MixedPrecision
 
-_MIB = 2**20
+_MIB: Final = 2**20
+_CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def find_device(
         GpuFaultError: a GPU is there and does not work; another node may do.
         ConfigurationError: mixed_precision cannot be had on this device.
     """
+    keep_to_cpu_limit(_CPU_LIMIT)
     if torch.cuda.is_available():
         return _cuda_device(mixed_precision, index, deterministic=deterministic)
     if any(Path("/dev").glob("nvidia[0-9]*")):
@@ -68,6 +72,20 @@ def find_device(
         raise ConfigurationError("MIXED_PRECISION=fp16 needs a GPU; use auto, no or bf16 on a CPU.")
     dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
     return Device(torch.device("cpu"), dtype, f"CPU ({torch.get_num_threads()} threads)", None)
+
+
+def keep_to_cpu_limit(limit: Path) -> None:
+    """Take no more threads than a container may use CPUs, by its control group's file cpu.max.
+
+    torch counts the node's, and threads beyond the limit use up its time early, so that all have to wait.
+    """
+    try:
+        quota, period = limit.read_text().split()
+    except (OSError, ValueError):
+        return  # no control group of its own, or one of version 1
+    if quota != "max":
+        cpus = math.ceil(int(quota) / int(period))
+        torch.set_num_threads(min(torch.get_num_threads(), cpus))
 
 
 def _cuda_device(mixed_precision: MixedPrecision, index: int, *, deterministic: bool) -> Device:
