@@ -25,7 +25,7 @@ PART = $(RESOLVE) --offline --constraint build/everything.lock
 PIN = $(RESOLVE) --generate-hashes --constraint requirements.lock
 CUDA = $(shell sed -n 's/==.*//p' trainer_image/cuda.lock)
 
-.PHONY: help demo test lint format unit test-cluster bench-trainer bench-dispatcher images k8s chart-docs \
+.PHONY: help demo test lint format unit test-cluster test-gpu bench-trainer bench-dispatcher images k8s chart-docs \
 	kind-demo lock image-locks clean rabbitmq
 .DEFAULT_GOAL := help
 
@@ -60,6 +60,9 @@ bench-trainer: $(READY) ## This trainer beside a plain diffusers loop, as ratios
 
 test-cluster: $(READY) rabbitmq ## The cluster tests on KUBECONFIG, else KUBEBUILDER_ASSETS, else the tests' own API server
 	$(BIN)/python -m pytest -m cluster $(PYTEST_ARGS)
+
+test-gpu: $(READY) ## The tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
 
 images: ## Build both images with docker, podman or buildah, and print their sizes
 	@[ -n "$(BUILDER)" ] || { echo "docker, podman or buildah is needed: install one of them"; exit 1; }

@@ -17,6 +17,12 @@ from tests.parts.real_pods import RealPods
 from tests.parts.receiver import Receiver
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Hide GPUs from tests that are for the CPU: there a training is the same to the last bit."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 def pytest_report_header() -> str:
     return f"cluster tests: on {chosen_cluster()}"
 

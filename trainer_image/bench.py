@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from bench_bounds import fp16_peak_tflops, tflop_per_image
 from bench_plan import BenchPlan
 from bench_report import report_lines
 from bench_sweep import SIDES, best_point, pictures_and_epochs, sweep
+from bench_whole import time_whole_training
 from job_contract.request import MAX_IMAGES
 
 _OPERATORS_RESOLUTION: Final = 64
@@ -44,6 +45,9 @@ def main() -> None:
     )
     parser.add_argument(
         "--steps", type=int, help="optimizer steps of each point; by default 300 on CUDA, 10 on a CPU"
+    )
+    parser.add_argument(
+        "--whole-epochs", type=int, help="of a whole training; by default 100 on CUDA, none on a CPU"
     )
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=2)
@@ -96,6 +100,11 @@ def _compare(arguments: argparse.Namespace, work: Path) -> dict[str, Any]:
         report[side] = _measure(side, "count", counted)
     report["trainer"] |= _measure("trainer", "unet", plans[0])
     _write(report, arguments.json)
+    epochs = (100 if cuda else 0) if arguments.whole_epochs is None else arguments.whole_epochs
+    if epochs:
+        ten = _plan(work, base, 1, 10, arguments.resolution, plans[0].precision)
+        report["whole"] = time_whole_training(replace(ten, epochs=epochs))
+        _write(report, arguments.json)
     return report
 
 

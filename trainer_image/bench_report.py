@@ -37,8 +37,19 @@ def report_lines(report: Report) -> Iterator[str]:
         f"ratio {report['best']['ratio']:.2f}"
     )
     yield from _at_best(report)
+    yield from _whole(report)
     yield from _inside(report)
     yield from _bounds(report)
+
+
+def _whole(report: Report) -> Iterator[str]:
+    whole = report.get("whole")
+    if whole:
+        samples = "with" if whole["samples"] else "without"
+        yield (
+            f"a whole training of {whole['pictures']} pictures and {whole['epochs']} epochs, {samples} "
+            f"sample pictures: {whole['seconds']:.1f} s from the process's start to its exit"
+        )
 
 
 def _at_best(report: Report) -> Iterator[str]:

@@ -96,6 +96,15 @@ class Workshop:
         )
 
 
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Return the norm of two files' difference over that of the weights B, which begin at zero."""
+    assert one.keys() == other.keys()
+    difference = torch.cat([(one[name] - other[name]).flatten() for name in one])
+    change = torch.cat([one[name].flatten() for name in one if name.endswith("up.weight")])
+    assert change.any()
+    return float(difference.norm() / change.norm())
+
+
 def wait_for_line(process: "subprocess.Popen[str]", text: str | tuple[str, ...]) -> None:
     """Read the trainer's log up to a line with text, or with one of several texts."""
     texts = (text,) if isinstance(text, str) else text

@@ -22,6 +22,7 @@ from bench_operators import OperatorCount, Operators
 from bench_plan import BenchPlan
 from bench_report import report_lines
 from bench_sweep import best_point, pictures_and_epochs, sweep
+from bench_whole import time_whole_training
 from sample_pictures import draw_pictures
 from tests.trainer.rig import Rig
 from trainer.errors import OutOfMemoryError
@@ -190,10 +191,12 @@ def test_report_shows_best_against_best_and_where_memory_ended() -> None:
         },
         "trainer": {**counts, "step_over_own_unet": 1.01, "pairs": 9},
         "reference": counts,
+        "whole": {"pictures": 10, "epochs": 100, "samples": True, "seconds": 41.26},
     }
     text = "\n".join(report_lines(report))
     assert "best against best: 400 at batch 4, 100 at batch 1, ratio 4.00" in text
     assert text.count("out of memory") == 1
+    assert "10 pictures and 100 epochs, with sample pictures: 41.3 s from the process's start" in text
     assert "trainer: 750 operators an image" in text
     assert "reference: host work an image, ms: 14.00, at most 71 images a second" in text
     assert "trainer: 1.73 TFLOP an image, at most 572 images a second" in text
@@ -243,6 +246,16 @@ def test_host_works_on_pictures_in_the_steps_of_the_reference_alone(
     found = json.loads(result.stdout.splitlines()[-1])
     assert (found["host_work_ms_per_image"] > 0) is (side == "reference")
     assert found["steady_images_per_second"] > 0
+
+
+def test_whole_training_is_timed_with_its_sample_pictures(tiny_base: Path, tmp_path: Path) -> None:
+    """What a user waits for; without the pictures, or without the imports, it would look shorter."""
+    draw_pictures(tmp_path / "pictures", 2)
+    plan = BenchPlan(str(tiny_base), str(tmp_path / "pictures"), 2, 1, 1, 64, "no")
+    began = time.monotonic()
+    whole = time_whole_training(plan)
+    assert whole.pop("seconds") == pytest.approx(time.monotonic() - began, rel=0.05)
+    assert whole == {"pictures": 2, "epochs": 1, "samples": True}
 
 
 @pytest.fixture

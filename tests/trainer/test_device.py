@@ -19,6 +19,29 @@ def test_peak_memory_of_a_gpu_is_what_its_allocator_holds(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(
+    ("visible", "code"),
+    [(None, "GPU_UNAVAILABLE"), ("0", "GPU_UNAVAILABLE"), ("", None), ("-1", None)],
+)
+def test_gpu_that_cuda_cannot_use_is_a_fault_unless_it_was_hidden(
+    visible: str | None,
+    code: str | None,
+    train: Train,
+    workshop: Workshop,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a node with a broken driver a training would take days on the CPU; who hides a GPU wants that."""
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr("trainer.device._DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    settings = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    outcome = train(workshop.request(num_epochs=1), **settings)
+    assert (outcome.failure and outcome.failure.failure_code) == code, outcome.log
+    assert outcome.code == (70 if code else 0)
+
+
+@pytest.mark.parametrize(
     ("cpu_max", "threads"),
     [("150000 100000", 2), ("50000 100000", 1), ("max 100000", 3), ("6400000 100000", 3), (None, 3)],
 )

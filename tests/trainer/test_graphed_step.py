@@ -1,4 +1,4 @@
-"""A recorded step is the eager one, or is not used. What needs a GPU is skipped without one."""
+"""A recorded step is the eager one, or is not used. What needs a GPU is in test_gpu.py."""
 
 import logging
 import os
@@ -27,8 +27,6 @@ from trainer.graphed_step import (
 from trainer.settings import CudaGraphs
 
 ON = "The steps run as a CUDA graph from now on (its gradients are exactly the eager step's)."
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 
 
 class CpuRecorder:
@@ -418,51 +416,3 @@ def test_a_signal_waits_for_two_repetitions_at_most(monkeypatch: pytest.MonkeyPa
         repeat()
     assert cuda.launched == 100
     assert cuda.most_queued == 2
-
-
-@needs_cuda
-def test_invalid_capture_leaves_an_allocator_that_gives_memory_back() -> None:
-    x = torch.ones(2**28, device="cuda")
-
-    def waits() -> Tensor:
-        y = x * 2
-        if torch.cuda.is_current_stream_capturing():
-            y.sum().item()
-        return y
-
-    before = torch.cuda.memory_reserved()
-    with suppress(RuntimeError):  # pytest.raises would keep the error, and with it y
-        record_cuda_graph(waits)
-        pytest.fail("nothing was raised")
-    torch.cuda.empty_cache()
-    assert torch.cuda.memory_reserved() - before < 2**28
-
-
-@needs_cuda
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("batch_size", [1, 3])
-def test_cuda_graph_trains_what_eager_steps_train(
-    tiny_base: Path, caplog: pytest.LogCaptureFixture, dtype: torch.dtype, batch_size: int
-) -> None:
-    caplog.set_level(logging.INFO)
-    eager = Rig(tiny_base, dtype, "cuda", num_epochs=5, batch_size=batch_size)
-    eager.training().train()
-    rig = Rig(tiny_base, dtype, "cuda", num_epochs=5, batch_size=batch_size)
-    rig.training(gradient_step=graphed(rig, record_cuda_graph)).train()
-    assert ["run as a CUDA graph" in line for line in caplog.messages] == [True]
-    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
-    losses = [torch.tensor([metrics.loss for metrics in one.epochs]) for one in (rig, eager)]
-    torch.testing.assert_close(*losses, rtol=tolerance, atol=0)
-    assert (rig.weights - eager.weights).norm() < 10 * tolerance * eager.weights.norm()
-
-
-@needs_cuda
-def test_resumed_cuda_graph_goes_on_to_the_same_losses(tiny_base: Path) -> None:
-    whole = Rig(tiny_base, torch.float16, "cuda", num_epochs=6)
-    whole.training(gradient_step=graphed(whole, record_cuda_graph)).train()
-    second = Rig(tiny_base, torch.float16, "cuda", num_epochs=6)
-    training = second.training(gradient_step=graphed(second, record_cuda_graph))
-    training.restore(whole.checkpoints[2])
-    training.train()
-    losses = [torch.tensor([metrics.loss for metrics in one]) for one in (second.epochs, whole.epochs[3:])]
-    torch.testing.assert_close(*losses, rtol=1e-5, atol=0)

@@ -12,6 +12,7 @@ from trainer.errors import ConfigurationError, GpuFaultError, NoGpuError
 from trainer.settings import MixedPrecision
 
 _MIB: Final = 2**20
+_DEVICE_FILES: Final = Path("/dev")
 _CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 
 
@@ -58,7 +59,8 @@ def find_device(
     keep_to_cpu_limit(_CPU_LIMIT)
     if torch.cuda.is_available():
         return _cuda_device(mixed_precision, index, deterministic=deterministic)
-    if any(Path("/dev").glob("nvidia[0-9]*")):
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")[0].strip() in ("", "-1")
+    if not hidden and any(_DEVICE_FILES.glob("nvidia[0-9]*")):
         raise GpuFaultError(
             "A GPU is attached but CUDA cannot use it; check the node's driver against CUDA "
             f"{torch.version.cuda or '(this PyTorch is built without CUDA)'}."
