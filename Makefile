@@ -25,12 +25,14 @@ PART = $(RESOLVE) --offline --constraint build/everything.lock
 PIN = $(RESOLVE) --generate-hashes --constraint requirements.lock
 CUDA = $(shell sed -n 's/==.*//p' trainer_image/cuda.lock)
 
-.PHONY: help demo test lint format unit test-cluster test-gpu bench-trainer bench-dispatcher images k8s chart-docs \
+.PHONY: help venv demo test lint format unit test-cluster test-gpu bench-trainer bench-dispatcher images k8s chart-docs \
 	kind-demo lock image-locks clean rabbitmq
 .DEFAULT_GOAL := help
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-18s %s\n", $$1, $$2}'
+
+venv: $(READY) ## Make the virtual environment, .venv
 
 demo: $(READY) rabbitmq ## Train a style end to end on this machine (BASE_MODEL=... for a real base)
 	@BASE_MODEL="$(BASE_MODEL)" exec $(BIN)/python -m tests.demo

@@ -89,14 +89,8 @@ class FakeTraining:
         self._training = Training(
             self.parts,
             plan,
-            fingerprint="",
             group=ProcessGroup(),
             interrupt=Interrupt(),
-            checkpoint_every=1,
-            save=lambda _checkpoint: None,
-            on_epoch=lambda _metrics: None,
-            between_epochs=lambda _epoch: None,
-            peak_memory_mib=lambda: 0,
         )
 
     def draw(self) -> EpochDraws:

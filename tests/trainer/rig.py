@@ -21,7 +21,7 @@ from trainer.parts import Parts
 from trainer.plan import TrainingPlan, make_plan
 from trainer.processes import ProcessGroup
 from trainer.settings import TrainerSettings
-from trainer.training import Training
+from trainer.training import Hooks, Training
 
 IMAGES = 4
 
@@ -63,15 +63,10 @@ class Rig:
         return Training(
             self.parts,
             self.plan,
-            fingerprint="",
             group=group or ProcessGroup(),
             interrupt=Interrupt(),
-            checkpoint_every=1,
-            save=self.checkpoints.append,
-            on_epoch=self.epochs.append,
-            between_epochs=lambda _epoch: None,
-            peak_memory_mib=lambda: 0,
             gradient_step=gradient_step,
+            hooks=Hooks(checkpoint_every=1, save=self.checkpoints.append, on_epoch=self.epochs.append),
         )
 
     @property

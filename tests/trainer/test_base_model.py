@@ -1,6 +1,7 @@
 """What is no whole base is refused with a sentence, and a hub that hangs holds nothing up."""
 
 import json
+import logging
 import shutil
 import signal
 import threading
@@ -302,6 +303,8 @@ def test_sigterm_while_the_hub_drips_ends_the_trainer_at_once(
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=20)
     assert process.returncode == 75, log
+    # Gigabytes that come without a word look like a trainer that hangs (failure 16).
+    assert "Downloading somebody/some-model into" in log
 
 
 def test_bad_picture_is_said_before_a_base_is_downloaded(
@@ -356,8 +359,10 @@ def cached_base(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return base
 
 
-def test_whole_base_in_the_cache_needs_no_hub(cached_base: Path) -> None:
+def test_whole_base_in_the_cache_needs_no_hub(cached_base: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
     assert find_base("somebody/some-model", None, torch.float32) == cached_base
+    assert caplog.messages == []
 
 
 def test_half_a_base_in_the_cache_of_a_hub_that_is_down_is_tried_again(cached_base: Path) -> None:

@@ -83,6 +83,18 @@ def test_training_needs_no_operator_that_has_no_deterministic_kind(train: Train,
         torch.zeros(2, 2).put_(torch.tensor([0]), torch.ones(1))
 
 
+def test_fault_that_a_library_meets_is_said_as_the_gpus(
+    train: Train, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`")
+
+    monkeypatch.setattr("trainer.parts.attach_lora", fault)
+    outcome = train(workshop.request())
+    assert outcome.failure is not None
+    assert outcome.failure.failure_code == "GPU_UNAVAILABLE"
+
+
 def test_fault_of_the_gpu_is_said_as_one(
     train: Train, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -32,6 +32,7 @@ FACTS = TrainingFacts(
     steps=30,
     images=10,
     prediction_type="epsilon",
+    precision="fp16",
     loss=0.125,
     fingerprint="f" * 64,
     base_identity="b" * 64,

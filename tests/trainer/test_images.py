@@ -104,7 +104,7 @@ def test_each_format_loads_whatever_the_file_is_called(tmp_path: Path, kind: str
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM", "PDF"])
 def test_another_format_is_refused_even_if_it_is_called_jpg(tmp_path: Path, kind: str) -> None:
     """Pillow reads dozens of formats, some by running Ghostscript."""
-    with pytest.raises(InvalidImageError, match="no JPEG, PNG or WebP"):
+    with pytest.raises(InvalidImageError, match="not a JPEG, PNG or WebP"):
         loaded(saved(red_over_blue(), kind), tmp_path)
 
 
@@ -114,7 +114,7 @@ def test_another_format_is_refused_even_if_it_is_called_jpg(tmp_path: Path, kind
 def test_a_file_that_is_no_picture_is_refused_with_its_name_but_no_query(
     tmp_path: Path, content: bytes
 ) -> None:
-    with pytest.raises(InvalidImageError, match=r"^https://host/a\.jpg is no JPEG") as raised:
+    with pytest.raises(InvalidImageError, match=r"^https://host/a\.jpg is not a JPEG") as raised:
         loaded(content, tmp_path)
     assert "secret" not in str(raised.value)
 

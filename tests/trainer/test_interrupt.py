@@ -9,7 +9,7 @@ from select import select
 import pytest
 
 from job_contract.outcome import FailureCode
-from tests.trainer.conftest import Workshop
+from tests.trainer.conftest import Train, Workshop
 from trainer.interrupt import Interrupt, StopRequested
 
 
@@ -71,7 +71,7 @@ import os, runpy, signal, sys
 
 class Interrupter:
     def find_spec(self, name, path=None, target=None):
-        if name == "trainer.arguments":
+        if name == "{module}":
             os.kill(os.getpid(), signal.{signal})
 
 sys.meta_path.insert(0, Interrupter())
@@ -79,16 +79,46 @@ runpy.run_module("trainer", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-def test_signal_while_the_program_is_imported_ends_it_as_any_other(workshop: Workshop, number: str) -> None:
-    """Linux drops what a container's first process has no handler for, and the training went on."""
-    code = INTERRUPTED_WHILE_IT_IMPORTS.format(signal=number)
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("trainer.arguments", "SIGTERM"),
+        ("trainer.arguments", "SIGINT"),
+        ("numpy.dtypes", "SIGTERM"),
+        ("numpy._core._internal", "SIGTERM"),
+        ("diffusers.utils", "SIGTERM"),
+    ],
+)
+def test_signal_while_the_program_is_imported_ends_it_as_any_other(
+    workshop: Workshop, module: str, number: str
+) -> None:
+    """Linux drops what a container's first process has no handler for, and the training went on.
+
+    What a handler raises in numpy's imports its C code swallows: the training ended with a RecursionError.
+    """
+    code = INTERRUPTED_WHILE_IT_IMPORTS.format(module=module, signal=number)
     process = workshop.start(workshop.request(), program=("-c", code))
     _, log = process.communicate(timeout=120)
     outcome = workshop.outcome(process.returncode, log)
     assert outcome.code == 75, log
     assert outcome.failure is not None
     assert outcome.failure.failure_code is FailureCode.EVICTED
+
+
+def test_exception_that_a_library_makes_of_the_signals_is_still_the_signals(
+    workshop: Workshop, train: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a failure of the software it would cost one of the Job's retries, with a reason that is none."""
+
+    def swallow(*_: object, **__: object) -> None:
+        with pytest.raises(StopRequested):
+            send()
+        raise ImportError("cannot import name")
+
+    monkeypatch.setattr("trainer.preparation.load_vae", swallow)
+    outcome = train(workshop.request())
+    assert outcome.code == 75, outcome.log
+    assert "ImportError" in workshop.folder().log.read_text()
 
 
 def test_arrival_of_a_signal_can_be_waited_for_on_another_thread() -> None:

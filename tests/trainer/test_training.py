@@ -20,6 +20,27 @@ def out_of_memory(_output: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("GET was unable to find an engine to execute this computation"),
+    ],
+    ids=["a kernel that is loaded", "cuBLAS", "cuDNN"],
+)
+def test_memory_that_a_library_is_refused_is_out_of_memory_too(tiny_base: Path, error: Exception) -> None:
+    """torch.OutOfMemoryError is its own allocator's only."""
+
+    def fail(_output: Any) -> None:
+        raise error
+
+    rig = Rig(tiny_base)
+    rig.break_forward({1}, fail)
+    rig.training().train()
+    assert rig.parts.unet.is_gradient_checkpointing
+
+
 def test_loss_falls_over_many_steps(tiny_base: Path) -> None:
     """The plainest fault of all: gradients that go nowhere."""
     rig = Rig(tiny_base, num_epochs=8)

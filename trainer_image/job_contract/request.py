@@ -35,6 +35,11 @@ def _style_id(value: object) -> object:
     return value
 
 
+def style_id_of(text: str) -> int | str:
+    """Return the style id that a command line or a variable names: a number where a message has a number."""
+    return int(text) if re.fullmatch(r"0|-?[1-9][0-9]{0,17}", text) else text
+
+
 StyleId = Annotated[int | str, BeforeValidator(_style_id)]
 Caption = Annotated[str, StringConstraints(max_length=1000)]
 TaskId = Annotated[str, StringConstraints(min_length=1, max_length=256)]

@@ -55,4 +55,4 @@ def _refuse_misspelt(environment: Mapping[str, str], known: set[str]) -> None:
             continue
         close = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.9)
         if close:
-            raise InvalidSettingsError(f"{name} is no setting of this program; did you mean {close[0]}?")
+            raise InvalidSettingsError(f"{name} is not a setting of this program; did you mean {close[0]}?")

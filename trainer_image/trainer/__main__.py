@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from typing import NoReturn
 
 if __name__ == "__main__":
     # Held back until main can answer them. As a container's first process it would miss them else.
@@ -20,6 +21,7 @@ if __name__ == "__main__":
 from job_contract.outcome import TrainingResult
 from job_contract.settings import InvalidSettingsError
 from trainer.arguments import find_request, parse_arguments
+from trainer.assignment import assign
 from trainer.base_files import find_identity, read_ahead
 from trainer.errors import (
     ConfigurationError,
@@ -33,7 +35,6 @@ from trainer.imports import quick_imports
 from trainer.interrupt import Interrupt, StopRequested
 from trainer.logs import brief, log_to_file, start_logging, stop_logging
 from trainer.pictures import ComingPictures
-from trainer.plan import make_plan, training_fingerprint
 from trainer.settings import TrainerSettings
 from trainer.style_folder import StyleFolder, write_atomically
 from trainer.termination import report
@@ -55,9 +56,7 @@ def main(argv: list[str]) -> int:
             outcome = _outcome(argv, interrupt)
             interrupt.close()
         except StopRequested:
-            outcome = InterruptedTrainingError(
-                "A signal interrupted the training; started again, it goes on from its last checkpoint."
-            )
+            outcome = _interruption()
         code = report(outcome)
         stop_logging()
     return code
@@ -75,6 +74,8 @@ def _outcome(argv: list[str], interrupt: Interrupt) -> TrainingResult | TrainerE
         sentence = f"A file could not be read or written ({brief(error)}); check the models volume, its space"
         return _caused(StorageError(f"{sentence} and its permissions."), error)
     except Exception as error:  # noqa: BLE001 (whatever it is, the Job must end with a reason)
+        if interrupt.event.is_set():  # a library made this of the handler's exception
+            return _caused(_interruption(), error)
         sentence = f"The trainer failed unexpectedly: {type(error).__name__}: {brief(error)}"
         return _caused(TrainingError(f"{sentence}; training.log has the traceback."), error)
 
@@ -96,11 +97,11 @@ def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
     folder.refuse_own_files(request.image_paths)
     with folder.locked():
         write_atomically(folder.request, request.to_json().encode())
-        plan = make_plan(request, settings)
-        fingerprint = training_fingerprint(request, plan)
+        assignment = assign(request, settings, folder)
+        plan = assignment.plan
         notes: list[str] = []
         base = (plan.base_model, plan.base_model_revision, settings.mixed_precision)
-        finished = find_finished(folder, fingerprint, lambda: find_identity(*base))
+        finished = find_finished(folder, assignment.fingerprint, lambda: find_identity(*base))
         if finished:
             logger.info(
                 "Style %s is trained already: %s is the result of this very request.",
@@ -109,13 +110,11 @@ def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
             )
         else:
             with ComingPictures(request, plan, folder.downloads, interrupt) as pictures:
-                with quick_imports():
+                with quick_imports(), interrupt.ended_by(_end_interrupted):
                     read_ahead(*base)
                     from trainer.run import train_style
 
-                finished, notes = train_style(
-                    request, plan, settings, folder, pictures, fingerprint, interrupt
-                )
+                finished, notes = train_style(assignment, pictures, interrupt)
         s3_uri = None
         if settings.s3_bucket:
             prefix = f"{settings.s3_prefix}{request.style_id}/"
@@ -128,6 +127,19 @@ def _run(argv: list[str], interrupt: Interrupt) -> TrainingResult:
         seconds=round(time.monotonic() - started, 3),
         notes=notes,
     )
+
+
+def _interruption() -> InterruptedTrainingError:
+    return InterruptedTrainingError(
+        "A signal interrupted the training; started again, it goes on from its last checkpoint."
+    )
+
+
+def _end_interrupted() -> NoReturn:
+    """End the process where there is nothing to save yet."""
+    code = report(_interruption())
+    stop_logging()
+    os._exit(code)
 
 
 def _caused(error: TrainerError, cause: Exception) -> TrainerError:

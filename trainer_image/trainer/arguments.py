@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from pydantic import ValidationError
 
-from job_contract.request import TrainingRequest, explain
+from job_contract.request import TrainingRequest, explain, style_id_of
 from trainer.errors import InvalidImageError, InvalidRequestError, UsageError
 from trainer.images import images_in_folder, picture_name
 from trainer.logs import redact_foreign
@@ -105,9 +105,7 @@ def _by_hand(arguments: Arguments, images: list[str]) -> TrainingRequest:
     if len(images) == 1 and os.path.isdir(images[0]):  # noqa: PTH112
         images = [str(path) for path in images_in_folder(Path(images[0]))]
     paths = [image if "://" in image else _absolute(image) for image in images]
-    # As a message has it: 42 is a number there.
-    name = arguments.style_id or ""
-    style_id = int(name) if name.isdecimal() and str(int(name)) == name else name
+    style_id = style_id_of(arguments.style_id or "")
     try:
         return TrainingRequest.model_validate(
             {"style_id": style_id, "image_paths": paths, **arguments.fields}

@@ -38,8 +38,8 @@ def weights_file(folder: Path, part: str, *, half: bool = False) -> Path:
 def read_ahead(base_model: str, revision: str | None, mixed_precision: MixedPrecision) -> None:
     """Begin to read the weights into the system's page cache, if they are on this machine; return at once.
 
-    Loading then finds there what came meanwhile; that it would wait for a disk, or a volume in the network,
-    is all that goes wrong without. So no fault is said here: find_base and the loading say them all.
+    Loading then finds there what came meanwhile; without it, loading only waits longer for the disk or
+    the volume. So faults are passed over here: find_base and the loading report them.
     mixed_precision auto counts as fp16, which it is on a GPU; on a CPU it may be the wrong UNet that comes.
     """
     with suppress(OSError, ValueError):  # ValueError: the name is no hub's either
@@ -73,7 +73,7 @@ def identity_of(folder: Path, mixed_precision: MixedPrecision) -> str:
     digest = hashlib.sha256()
     for name in _CONFIGS:
         digest.update((folder / name).read_bytes())
-    for path in filter(Path.is_file, _weights_files(folder, mixed_precision)):  # the loading says what lacks
+    for path in filter(Path.is_file, _weights_files(folder, mixed_precision)):  # loading says what is missing
         size = path.stat().st_size
         digest.update(size.to_bytes(8))
         with path.open("rb", buffering=0) as file:
@@ -104,7 +104,7 @@ def _folder(base_model: str, revision: str | None) -> Path | None:
 
 
 def _read(files: Iterable[Path]) -> None:
-    buffers = [bytearray(_READ_BYTES)] * _READS_A_CALL  # all the same: only the page cache is of use
+    buffers = [bytearray(_READ_BYTES)] * _READS_A_CALL  # one buffer: only the page cache matters
     for path in files:
         with suppress(OSError), path.open("rb", buffering=0) as file:
             while os.readv(file.fileno(), buffers):

@@ -16,6 +16,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trainer.architecture import TEXT_LENGTH, architecture_faults
 from trainer.base_files import WEIGHTED_PARTS, weights_file
+from trainer.device import first_line, is_device_fault, is_out_of_memory
 from trainer.errors import ConfigurationError, GpuFaultError
 from trainer.hub import download
 
@@ -198,14 +199,13 @@ def _read(folder: Path, part: str, read: Callable[[], _T]) -> _T:
     """Return what read makes of the part's files; that they are no good is the base's fault."""
     try:
         return read()
-    except (torch.OutOfMemoryError, MemoryError):
-        raise
-    except torch.AcceleratorError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise GpuFaultError(
-            f"The GPU failed while the {part} was loaded ({reason}); another node may do."
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if is_device_fault(error):
+            raise GpuFaultError(
+                f"The GPU failed while the {part} was loaded ({first_line(error)}); another node may do."
+            ) from error
         # The libraries fail on damaged files with whatever exception they happen to meet.
         raise ConfigurationError(
             f"The {part} of BASE_MODEL {folder} cannot be loaded; copy the folder again."

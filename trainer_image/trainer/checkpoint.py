@@ -138,7 +138,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _has_our_files(path: Path) -> bool:
-    """Say whether more is there than what somebody else put beside a checkpoint that is removed."""
+    """Whether it is a checkpoint still: _remove leaves the folder where others put files into it."""
     try:
         return any((path / name).exists() for name in (_VALUES, _TENSORS))
     except OSError:

@@ -12,6 +12,16 @@ from trainer.errors import ConfigurationError, GpuFaultError, NoGpuError
 from trainer.settings import MixedPrecision
 
 _MIB: Final = 2**20
+_FULL: Final = (
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine",
+)
+"""How CUDA, cuBLAS and cuDNN put it when they are refused memory."""
+_FAULTS: Final = ("CUDA error", "CUDA driver error", "cuDNN error")
 _DEVICE_FILES: Final = Path("/dev")
 _CPU_LIMIT: Final = Path("/sys/fs/cgroup/cpu.max")
 
@@ -29,6 +39,11 @@ class Device:
     @property
     def is_cuda(self) -> bool:
         return self.torch_device.type == "cuda"
+
+    @property
+    def precision(self) -> str:
+        """The dtype as accelerate and sd-scripts name it: fp16, bf16 or no."""
+        return {torch.float16: "fp16", torch.bfloat16: "bf16"}.get(self.dtype, "no")
 
     def describe(self) -> str:
         memory = f", {self.memory_mib} MiB" if self.memory_mib else ""
@@ -126,6 +141,20 @@ def compute_deterministically() -> None:
     torch.set_deterministic_debug_mode("error")
     # It would cost a kernel for every new tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it has it
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether the memory is full; torch's own error is its allocator's only, and CUDA takes some too."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Say whether the device failed, which torch says of cuBLAS's and cuDNN's calls as a RuntimeError."""
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    return isinstance(error, RuntimeError) and str(error).startswith(_FAULTS)
 
 
 def first_line(error: BaseException) -> str:

@@ -113,7 +113,7 @@ def _local(path: str) -> Path:
             f"{picture_name(path)} cannot be read ({error.strerror}); check the path"
         ) from error
     if not exists:
-        raise InvalidImageError(f"{picture_name(path)} is no file that the trainer can see; check the path")
+        raise InvalidImageError(f"{picture_name(path)} is not a file where the trainer runs; check the path")
     return Path(path)
 
 

@@ -36,6 +36,8 @@ class TrainingFacts:
     steps: int
     images: int
     prediction_type: str
+    precision: str
+    """fp16, bf16 or no: of the base, whatever MIXED_PRECISION=auto stood for."""
     loss: float
     fingerprint: str
     base_identity: str
@@ -83,7 +85,7 @@ def make_metadata(plan: TrainingPlan, facts: TrainingFacts, body_sha256: str) ->
         "ss_batch_size_per_device": str(plan.batch_size),
         "ss_total_batch_size": str(plan.batch_size),
         "ss_seed": str(plan.seed),
-        "ss_mixed_precision": plan.mixed_precision,
+        "ss_mixed_precision": facts.precision,
         "ss_resolution": f"({plan.resolution}, {plan.resolution})",
         "ss_enable_bucket": str(plan.aspect_buckets),
         "ss_min_snr_gamma": str(plan.snr_gamma or None),

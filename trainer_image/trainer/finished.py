@@ -22,7 +22,7 @@ class FinishedTraining:
 def find_finished(
     folder: StyleFolder, fingerprint: str, base_identity: Callable[[], str | None]
 ) -> FinishedTraining | None:
-    """Return the finished training with this fingerprint; None when it has still to be done, or completed.
+    """Return the finished training with this fingerprint; None when something of it is still to be done.
 
     The model card is the last thing that a training writes: without it, plots or samples are missing.
 

@@ -16,7 +16,7 @@ from typing import Final
 import torch
 from torch import Size, Tensor
 
-from trainer.device import first_line
+from trainer.device import first_line, is_out_of_memory
 from trainer.gradient_step import GradientStep, MicroBatch
 from trainer.settings import CudaGraphs
 
@@ -113,7 +113,9 @@ class GraphedStep:
         held = self._gradients.clone()
         try:
             return self._eager(batch, divisor)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             self._refuse("the eager step needs the memory that it holds", error)
         # Not in the handler: until that ends, its error holds the recording and half of the failed step.
         self._gradients.copy_(held)

@@ -3,6 +3,7 @@
 None of its exceptions, nor of its HTTP client's, leaves this file.
 """
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,8 @@ from trainer.errors import ConfigurationError, DownloadError
 _TIMEOUTS_SECONDS: Final = {"connect": 5, "read": 10, "write": 10, "pool": 10}
 """As for pictures. What may pass the hub's library tries again, up to six times."""
 
+logger = logging.getLogger(__name__)
+
 
 def download(
     repository: str, revision: str | None, needed: Sequence[str], wanted: Sequence[str] = ()
@@ -20,7 +23,7 @@ def download(
     """Return the cache's folder with the repository's files; those that are missing are fetched.
 
     Args:
-        needed: files, without which a folder counts only if the hub answers.
+        needed: files; where some are still missing, the hub must answer, or the download counts as failed.
         wanted: patterns of files that are fetched if they are there.
 
     Raises:
@@ -28,7 +31,13 @@ def download(
         DownloadError: the hub does not answer, or breaks off.
     """
     import httpx2
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import (
+        HfApi,
+        constants,
+        set_client_factory,
+        snapshot_download,
+        try_to_load_from_cache,
+    )
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -36,13 +45,15 @@ def download(
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils._http import set_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()  # they fill a pod's log with one line a second
     set_client_factory(_impatient_client)
     executor = ThreadPoolExecutor(1, thread_name_prefix="base")
     try:
+        cached = [try_to_load_from_cache(repository, name, revision=revision) for name in needed]
+        if not constants.HF_HUB_OFFLINE and not all(isinstance(path, str) for path in cached):
+            logger.info("Downloading %s into %s, once", repository, constants.HF_HUB_CACHE)
         folder = executor.submit(
             snapshot_download, repository, revision=revision, allow_patterns=[*needed, *wanted]
         ).result()

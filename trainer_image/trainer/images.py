@@ -53,7 +53,7 @@ def images_in_folder(folder: Path) -> list[Path]:
             if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
         )
     except OSError as error:
-        raise InvalidImageError(f"{folder} is no folder that can be read ({error.strerror})") from error
+        raise InvalidImageError(f"The folder {folder} cannot be read ({error.strerror})") from error
     if not files:
         raise InvalidImageError(f"{folder} holds no .jpg, .jpeg, .png or .webp file; put pictures there")
     return files
@@ -125,8 +125,8 @@ def load_picture(path: Path, name: str, limits: PictureLimits | None = None) -> 
         except Exception as error:
             # Decoders fail on hostile bytes with whatever exception they happen to meet.
             raise InvalidImageError(
-                f"{name} is no JPEG, PNG or WebP picture, or damaged or full of text at its beginning; save "
-                "it again as one of these, without metadata"
+                f"{name} is not a JPEG, PNG or WebP picture, or is damaged or has too much metadata at its "
+                "beginning; save it again as one of these, without metadata"
             ) from error
         _check_size(picture, name, limits)
         try:

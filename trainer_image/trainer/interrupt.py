@@ -7,11 +7,11 @@ looked at between steps would miss the minutes before the first and after the la
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from select import select
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, NoReturn, Self
 
 _REMINDER_SECONDS: Final = 0.2
 
@@ -32,6 +32,7 @@ class Interrupt:
         """Set once a signal came; other threads watch it."""
         self._noticed = False
         self._shields = 0
+        self._end: Callable[[], NoReturn] | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -74,6 +75,8 @@ class Interrupt:
             return
         self._noticed = True
         self.event.set()
+        if self._end:
+            self._end()
         if not self._shields:
             raise StopRequested
 
@@ -89,6 +92,18 @@ class Interrupt:
     def close(self) -> None:
         """Let no later signal change the outcome, which stands now."""
         self._shields += 1
+
+    @contextmanager
+    def ended_by(self, end: Callable[[], NoReturn]) -> Iterator[None]:
+        """Let a signal call end, which ends the process, instead of raising: for imports.
+
+        numpy's C code takes whatever is raised in them for a failure of its own, and fails later, otherwise.
+        """
+        self._end = end
+        try:
+            yield
+        finally:
+            self._end = None
 
     @contextmanager
     def shielded(self) -> Iterator[None]:

@@ -64,8 +64,8 @@ def training_fingerprint(request: TrainingRequest, plan: TrainingPlan) -> str:
 
     Local pictures, and the captions beside them, count by their sizes and times of change: who edits one
     and trains again means another training. Of a URL everything counts but a signature that is known as
-    one: what looks like another may be all that tells two pictures apart. Taken wrongly for another
-    training, one that is finished is not done again: its last checkpoint goes by the pictures themselves.
+    one: an unknown parameter may be all that tells two pictures apart. Where one makes a finished training
+    look like another, no step is repeated: its last checkpoint goes by the pictures themselves.
     """
     images = [_identity(path, captioned=request.captions is not None) for path in request.image_paths]
     return _hash(request, plan, images)
@@ -102,7 +102,7 @@ def _identity(image_path: str, *, captioned: bool) -> list[str | int]:
     identity: list[str | int] = [image_path]
     path = Path(image_path)
     for caption in (False,) if captioned else (False, True):
-        with suppress(OSError, ValueError):  # what is wrong with it the loading of the pictures says
+        with suppress(OSError, ValueError):  # loading the pictures says what is wrong with it
             file = path.with_suffix(".txt") if caption else path
             status = file.stat()
             identity += [file.suffix, status.st_size, status.st_mtime_ns]

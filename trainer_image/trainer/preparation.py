@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from trainer.base_model import load_text_encoder, load_tokenizer, load_unet, load_vae
 from trainer.captions import with_trigger_word
-from trainer.device import Device
+from trainer.device import Device, is_out_of_memory
 from trainer.examples import Examples, Latents, encode_pictures, encode_texts, fingerprint_of
 from trainer.interrupt import Interrupt
 from trainer.pictures import ComingPictures
@@ -81,7 +81,9 @@ def _with_room(unet: nn.Module, encode: Callable[[], list[Latents]], device: tor
     """
     try:
         return encode()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         logger.warning("The device is out of memory: the pictures are encoded without the UNet on it.")
     unet.to("cpu")
     torch.cuda.empty_cache()

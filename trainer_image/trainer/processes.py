@@ -8,8 +8,9 @@ from torch import Tensor, distributed
 
 from trainer.errors import InterruptedTrainingError
 
-_PATIENCE: Final = timedelta(minutes=5)
-"""How long a process waits for the others, whose first step may take a while."""
+_PATIENCE: Final = timedelta(hours=1)
+"""How long a process waits for the others: the first one may draw samples between two epochs. That one has
+died is noticed without it (see Workers)."""
 
 
 class ProcessGroup:

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import torch
 
-from job_contract.request import TrainingRequest
+from trainer.assignment import Assignment
 from trainer.base_files import identity_of
 from trainer.base_model import find_base
 from trainer.checkpoint import Checkpoint, discard_checkpoints, load_newest, save_checkpoint
-from trainer.device import Device, find_device, first_line
+from trainer.device import Device, find_device, first_line, is_device_fault, is_out_of_memory
 from trainer.errors import GpuFaultError, OutOfMemoryError, TrainerError
 from trainer.export import TrainingFacts, export_weights
 from trainer.finished import FinishedTraining
 from trainer.finishing import Extras
-from trainer.gradient_step import GradientStep
 from trainer.graphed_step import GraphedStep, graph_pays, record_cuda_graph
 from trainer.interrupt import Interrupt
 from trainer.metrics import MetricsFile
@@ -30,20 +29,14 @@ from trainer.reporting import EpochReporter
 from trainer.samples import Sampler
 from trainer.settings import TrainerSettings
 from trainer.style_folder import StyleFolder, is_own
-from trainer.training import Training
+from trainer.training import Hooks, Training
 from trainer.workers import Workers
 
 logger = logging.getLogger(__name__)
 
 
 def train_style(
-    request: TrainingRequest,
-    plan: TrainingPlan,
-    settings: TrainerSettings,
-    folder: StyleFolder,
-    pictures: ComingPictures,
-    fingerprint: str,
-    interrupt: Interrupt,
+    assignment: Assignment, pictures: ComingPictures, interrupt: Interrupt
 ) -> tuple[FinishedTraining, list[str]]:
     """Train, from the newest checkpoint of this training or from the beginning, and write all files.
 
@@ -53,6 +46,7 @@ def train_style(
         TrainerError: it ended badly; the error says how.
         StopRequested: a signal came; a checkpoint is saved if a step was done.
     """
+    request, settings, plan = assignment.request, assignment.settings, assignment.plan
     with _device_failures_explained():
         find = partial(find_device, settings.mixed_precision, deterministic=settings.deterministic)
         device = find(require_cuda=settings.require_cuda)
@@ -67,23 +61,23 @@ def train_style(
         )
         base = _find_base(plan, device, pictures)
         with Workers(count, find, interrupt, cuda=device.is_cuda) as workers:
-            return _train(
-                request, plan, settings, folder, pictures, fingerprint, interrupt, device, base, workers
-            )
+            return _train(assignment, pictures, interrupt, device, base, workers)
 
 
 def _train(
-    request: TrainingRequest,
-    plan: TrainingPlan,
-    settings: TrainerSettings,
-    folder: StyleFolder,
+    assignment: Assignment,
     pictures: ComingPictures,
-    fingerprint: str,
     interrupt: Interrupt,
     device: Device,
     base: Path,
     workers: Workers,
 ) -> tuple[FinishedTraining, list[str]]:
+    request, settings, plan, folder = (
+        assignment.request,
+        assignment.settings,
+        assignment.plan,
+        assignment.folder,
+    )
     prompts = sample_prompts(settings.sample_prompts, request.trigger_word)
     prepared = prepare(pictures, plan, prompts, base, device, interrupt)
     parts = put_together(plan, prepared.unet, prepared.examples, base, device)
@@ -103,18 +97,26 @@ def _train(
         weights=parts.adapter.weights.numel(),
     )
     checkpoint = _newest_checkpoint(folder, metrics, resumable)
+    pays = graph_pays(
+        settings.cuda_graphs,
+        is_cuda=device.is_cuda,
+        processes=workers.count,
+        steps_left=total_steps(plan, parts.examples) - (checkpoint.step if checkpoint else 0),
+    )
     training = Training(
         parts,
         plan,
         fingerprint=resumable,
         group=workers.join(plan, base, parts.examples, checkpoint),
         interrupt=interrupt,
-        checkpoint_every=settings.checkpoint_every_epochs,
-        save=partial(save_checkpoint, folder.checkpoints, keep=settings.checkpoints_kept),
-        on_epoch=EpochReporter(metrics, plan.epochs),
-        between_epochs=extras.between_epochs,
-        peak_memory_mib=device.peak_memory_mib,
-        gradient_step=_gradient_step(parts, plan, settings, device, workers, checkpoint, interrupt),
+        gradient_step=_graphed(parts, interrupt) if pays else parts.eager_step(),
+        hooks=Hooks(
+            checkpoint_every=settings.checkpoint_every_epochs,
+            save=partial(save_checkpoint, folder.checkpoints, keep=settings.checkpoints_kept),
+            on_epoch=EpochReporter(metrics, plan.epochs),
+            between_epochs=extras.between_epochs,
+            peak_memory_mib=device.peak_memory_mib,
+        ),
     )
     if checkpoint:
         training.restore(checkpoint)
@@ -129,8 +131,9 @@ def _train(
         steps=total_steps(plan, parts.examples),
         images=len(request.image_paths),
         prediction_type=parts.objective.prediction_type,
+        precision=device.precision,
         loss=training.loss,
-        fingerprint=fingerprint,
+        fingerprint=assignment.fingerprint,
         base_identity=base_identity,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -154,24 +157,9 @@ def _find_base(plan: TrainingPlan, device: Device, pictures: ComingPictures) -> 
         raise
 
 
-def _gradient_step(
-    parts: Parts,
-    plan: TrainingPlan,
-    settings: TrainerSettings,
-    device: Device,
-    workers: Workers,
-    checkpoint: Checkpoint | None,
-    interrupt: Interrupt,
-) -> GradientStep:
-    eager = parts.eager_step()
-    pays = graph_pays(
-        settings.cuda_graphs,
-        is_cuda=device.is_cuda,
-        processes=workers.count,
-        steps_left=total_steps(plan, parts.examples) - (checkpoint.step if checkpoint else 0),
-    )
+def _graphed(parts: Parts, interrupt: Interrupt) -> GraphedStep:
     record = interrupt.shielded()(record_cuda_graph)  # a capture left open would fail the checkpoint
-    return GraphedStep(eager, parts.adapter.gradients, record) if pays else eager
+    return GraphedStep(parts.eager_step(), parts.adapter.gradients, record)
 
 
 def _process_count(devices: int, batch_size: int, device: Device) -> int:
@@ -225,12 +213,14 @@ def _device_failures_explained() -> Iterator[None]:
     """Turn a failure of the device into a sentence; for memory the steps themselves have a way out before."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            "The memory does not hold the base model and one picture; use a GPU with at least 6 GB that "
-            "nothing else uses, and give the container at least 8 GiB."
-        ) from error
-    except torch.AcceleratorError as error:
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                "The base model and one picture do not fit into memory; use a GPU with at least 6 GB that "
+                "nothing else uses, and give the container at least 8 GiB."
+            ) from error
+        if not is_device_fault(error):
+            raise
         raise GpuFaultError(
             f"The GPU failed ({first_line(error)}); another node may do. If this comes again on every node, "
             "training.log has the traceback for a report."

@@ -2,14 +2,16 @@
 
 import logging
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from trainer.checkpoint import Checkpoint
+from trainer.device import is_out_of_memory
 from trainer.errors import InterruptedTrainingError, OutOfMemoryError, TrainingError
 from trainer.gradient_step import GradientStep, MicroBatch
 from trainer.interrupt import Interrupt, StopRequested
@@ -22,6 +24,22 @@ from trainer.randomness import EpochDraws, draw_epoch
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop calls beside the steps. By default nothing: only the first process writes and reports."""
+
+    checkpoint_every: int = sys.maxsize
+    """Epochs between two checkpoints."""
+    save: Callable[[Checkpoint], object] = lambda _checkpoint: None
+    """Writes a checkpoint; called every checkpoint_every epochs, at the end, and when interrupted."""
+    on_epoch: Callable[[EpochMetrics], object] = lambda _metrics: None
+    """Called with every finished epoch's figures; no signal breaks in on it."""
+    between_epochs: Callable[[int], object] = lambda _epoch: None
+    """Called with the number of finished epochs, for what may take its time."""
+    peak_memory_mib: Callable[[], int] = lambda: 0
+    """For the figures."""
+
+
 class Training:
     """Goes through the epochs of a plan, from any step on.
 
@@ -31,11 +49,8 @@ class Training:
         fingerprint: stands in every checkpoint.
         group: the processes that share every batch; one process is a group too.
         interrupt: a signal ends the training with a checkpoint.
-        save: writes a checkpoint; called every so many epochs, at the end, and when interrupted.
-        on_epoch: called with every finished epoch's figures; no signal breaks in on it.
-        between_epochs: called with the number of finished epochs, for what may take its time.
-        peak_memory_mib: for the figures.
-        gradient_step: what forward and backward are done by; by default operator by operator.
+        gradient_step: does forward and backward; by default operator by operator.
+        hooks: see Hooks.
     """
 
     def __init__(
@@ -43,26 +58,18 @@ class Training:
         parts: Parts,
         plan: TrainingPlan,
         *,
-        fingerprint: str,
+        fingerprint: str = "",
         group: ProcessGroup,
         interrupt: Interrupt,
-        checkpoint_every: int,
-        save: Callable[[Checkpoint], object],
-        on_epoch: Callable[[EpochMetrics], None],
-        between_epochs: Callable[[int], None],
-        peak_memory_mib: Callable[[], int],
         gradient_step: GradientStep | None = None,
+        hooks: Hooks = Hooks(),
     ) -> None:
         self._parts = parts
         self._plan = plan
         self.fingerprint = fingerprint
         self._group = group
         self._interrupt = interrupt
-        self._checkpoint_every = checkpoint_every
-        self._save = save
-        self._on_epoch = on_epoch
-        self._between_epochs = between_epochs
-        self._peak_memory_mib = peak_memory_mib
+        self._hooks = hooks
         self._gradient_step = gradient_step or parts.eager_step()
         self._micro_batch = plan.batch_size  # images that go through the UNet at once, at most
         self.epoch = 0
@@ -99,12 +106,12 @@ class Training:
                 draws = self._draw(self.epoch + 2)  # while the device still computes
                 with self._interrupt.shielded():
                     self._finish_epoch(sizes, done_before, started)
-                self._between_epochs(self.epoch)
+                self._hooks.between_epochs(self.epoch)
         except (StopRequested, InterruptedTrainingError):
             with self._interrupt.shielded():
                 if self.step:
                     self._check_numbers()
-                    self._save(self._checkpoint())
+                    self._hooks.save(self._checkpoint())
             raise
         self._gradient_step = self._parts.eager_step()  # what follows may need a recording's memory
 
@@ -113,7 +120,9 @@ class Training:
         unet = self._parts.unet
         try:
             return self._forward_backward(batch, draws)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if unet.is_gradient_checkpointing:
                 raise OutOfMemoryError(
                     "The GPU's memory does not hold even one image at a time with checkpointing; use "
@@ -179,7 +188,7 @@ class Training:
         self.loss = (losses * images).sum().item() / sum(sizes)
         self._losses, self._norms = [], []
         optimizer, finite = self._parts.optimizer, norms[torch.isfinite(norms)]
-        self._on_epoch(
+        self._hooks.on_epoch(
             EpochMetrics(
                 epoch=self.epoch,
                 step=self.step,
@@ -188,12 +197,12 @@ class Training:
                 learning_rate=optimizer.learning_rate,
                 skipped_steps=self.step - optimizer.steps_taken,
                 images_per_second=sum(sizes[done_before:]) / max(1e-9, time.monotonic() - started),
-                memory_mib=self._peak_memory_mib(),
+                memory_mib=self._hooks.peak_memory_mib(),
             )
         )
         # After the figures: a checkpoint whose epoch has no figures yet would leave a gap in them for ever.
-        if self.epoch % self._checkpoint_every == 0 or self.epoch == self._plan.epochs:
-            self._save(self._checkpoint())
+        if self.epoch % self._hooks.checkpoint_every == 0 or self.epoch == self._plan.epochs:
+            self._hooks.save(self._checkpoint())
 
     def _check_numbers(self) -> tuple[Tensor, Tensor]:
         """Return the losses and norms of this epoch's steps, [steps] each; only here the device is awaited.

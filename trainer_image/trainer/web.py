@@ -1,12 +1,11 @@
 """Reading http(s) URLs: the one module of the trainer that imports requests."""
 
-import time
 from collections.abc import Iterator
-from email.utils import parsedate_to_datetime
 from typing import Final
 
 import requests
 import urllib3.exceptions
+from urllib3.util.retry import Retry
 
 from trainer.errors import DownloadError, InvalidImageError
 from trainer.images import picture_name
@@ -86,11 +85,9 @@ def _check_status(response: requests.Response, shown: str) -> None:
 
 def _retry_after(value: str) -> float:
     """Return the seconds that a Retry-After header asks for; 0 when it is absent or unreadable."""
-    if value.isdecimal():
-        return float(value)
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+        return Retry().parse_retry_after(value)
+    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
         return 0.0
 
 

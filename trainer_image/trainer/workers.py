@@ -187,14 +187,8 @@ def _serve(
     training = Training(
         put_together(work.plan, unet, examples, work.base, device),
         work.plan,
-        fingerprint="",
         group=join_group(rank, count, port, cuda=cuda),
         interrupt=Interrupt(),
-        checkpoint_every=work.plan.epochs,
-        save=lambda _checkpoint: None,
-        on_epoch=lambda _metrics: None,
-        between_epochs=lambda _epoch: None,
-        peak_memory_mib=lambda: 0,
     )
     if work.checkpoint:
         training.restore(work.checkpoint)
