@@ -45,8 +45,8 @@ class CpuRecorder:
         return replay, result
 
 
-def graphed(rig: Rig, record: Recorder) -> GraphedStep:
-    return GraphedStep(rig.parts.eager_step(), rig.parts.adapter.gradients, record)
+def graphed(rig: Rig, record: Recorder, *, exact: bool = True) -> GraphedStep:
+    return GraphedStep(rig.parts.eager_step(), rig.parts.adapter.gradients, record, exact=exact)
 
 
 def trained(
@@ -103,6 +103,28 @@ def test_small_last_batch_is_never_what_is_recorded(tiny_base: Path, seed: int) 
 
     rig.training(gradient_step=watched).train()
     assert recorded == {3}
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_recording_that_rounds_otherwise_is_not_repeated_where_bits_count(
+    tiny_base: Path, caplog: pytest.LogCaptureFixture, exact: bool
+) -> None:
+    """A resumed training takes eager steps where the uninterrupted one repeated its recording."""
+    rig, record = Rig(tiny_base), CpuRecorder()
+
+    def rounding(function: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
+        replay, result = record(function)
+
+        def inexact() -> None:
+            replay()
+            rig.parts.adapter.gradients.mul_(1 + 1e-6)
+
+        return inexact, result
+
+    caplog.set_level(logging.INFO, "trainer.graphed_step")
+    rig.training(gradient_step=graphed(rig, rounding, exact=exact)).train()
+    assert (record.repetitions == 1) == exact
+    assert ("not those of the eager step, by 1e-06 of them" in caplog.text) == exact
 
 
 def test_recording_that_goes_on_with_its_first_batch_is_not_trusted(
@@ -221,7 +243,9 @@ def test_comparison_needs_no_room_beside_the_recording(
     caplog.set_level(logging.INFO, "trainer.graphed_step")
     rig = Rig(tiny_base, num_epochs=3)
     memory = CrowdedMemory(rig, full_at=1)
-    rig.training(gradient_step=GraphedStep(memory, rig.parts.adapter.gradients, memory.record)).train()
+    rig.training(
+        gradient_step=GraphedStep(memory, rig.parts.adapter.gradients, memory.record, exact=True)
+    ).train()
     assert caplog.messages == [ON]
 
 
@@ -234,7 +258,7 @@ def test_memory_that_a_recording_takes_from_the_eager_step_costs_the_recording(
     caplog.set_level(logging.WARNING, "trainer.graphed_step")
     rig = Rig(tiny_base, num_epochs=5, batch_size=3)
     memory = CrowdedMemory(rig, full_at)
-    step = GraphedStep(memory, rig.parts.adapter.gradients, memory.record)
+    step = GraphedStep(memory, rig.parts.adapter.gradients, memory.record, exact=True)
     logging.getLogger("trainer.graphed_step").addFilter(_without_traceback)
     try:
         rig.training(gradient_step=step).train()

@@ -54,12 +54,15 @@ class GraphedStep:
         eager: does the work, and is what is recorded.
         gradients: to which eager adds.
         record: record_cuda_graph.
+        exact: a recording must give the very gradients of the eager step. A resumed training begins with
+            eager steps where the uninterrupted one repeated its recording.
     """
 
-    def __init__(self, eager: GradientStep, gradients: Tensor, record: Recorder) -> None:
+    def __init__(self, eager: GradientStep, gradients: Tensor, record: Recorder, *, exact: bool) -> None:
         self._eager = eager
         self._gradients = gradients
         self._record = record
+        self._tolerance = 0.0 if exact else _TOLERANCE
         self._waiting: dict[_Kind, MicroBatch] = {}
         self._recording: _Recording | None = None
         self._refused = False
@@ -100,14 +103,14 @@ class GraphedStep:
         self._gradients.zero_()
         recording.repeat(batch)
         difference = relative_difference(expected, self._gradients)
-        if difference <= _TOLERANCE:
+        if difference <= self._tolerance:
             self._recording = recording
             logger.info(
                 "The steps run as a CUDA graph from now on (its gradients are %s the eager step's).",
                 f"within {difference:.0e} of" if difference else "exactly",
             )
         else:
-            self._refuse("its gradients are not those of the eager step")
+            self._refuse(f"its gradients are not those of the eager step, by {difference:.0e} of them")
 
     def _beside_recording(self, batch: MicroBatch, divisor: int) -> Tensor:
         held = self._gradients.clone()

@@ -109,7 +109,7 @@ def _train(
         fingerprint=resumable,
         group=workers.join(plan, base, parts.examples, checkpoint),
         interrupt=interrupt,
-        gradient_step=_graphed(parts, interrupt) if pays else parts.eager_step(),
+        gradient_step=_graphed(parts, interrupt, settings) if pays else parts.eager_step(),
         hooks=Hooks(
             checkpoint_every=settings.checkpoint_every_epochs,
             save=partial(save_checkpoint, folder.checkpoints, keep=settings.checkpoints_kept),
@@ -157,9 +157,9 @@ def _find_base(plan: TrainingPlan, device: Device, pictures: ComingPictures) -> 
         raise
 
 
-def _graphed(parts: Parts, interrupt: Interrupt) -> GraphedStep:
+def _graphed(parts: Parts, interrupt: Interrupt, settings: TrainerSettings) -> GraphedStep:
     record = interrupt.shielded()(record_cuda_graph)  # a capture left open would fail the checkpoint
-    return GraphedStep(parts.eager_step(), parts.adapter.gradients, record)
+    return GraphedStep(parts.eager_step(), parts.adapter.gradients, record, exact=settings.deterministic)
 
 
 def _process_count(devices: int, batch_size: int, device: Device) -> int:
