@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from dispatcher.publisher import FULL_SECONDS, Publisher, comes_back_too_often
 from dispatcher.queues import Queues, connect, error_text
 from dispatcher.refused_messages import RefusedMessages
 from dispatcher.retry import backoff_seconds
+from dispatcher.verdict import Ack, Postpone, Refuse, Verdict
 
 _DRAIN_SECONDS: Final = 5.0
 _DEPTH_EVERY: Final = 10.0
@@ -33,36 +33,14 @@ _NOTICE_HANDLERS: Final = 4
 _UNFORESEEN_SECONDS: Final = 5.0
 
 
-@dataclass(frozen=True)
-class Ack:
-    """The message's Job exists."""
-
-
-@dataclass(frozen=True)
-class Refuse:
-    """The message goes to the dead letters; `notice`, if any, to the queue of notices to send."""
-
-    reason: str
-    notice: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Postpone:
-    """No room now: the message goes back and consumption stops for a while."""
-
-    seconds: float
-    reason: str
-
-
-Verdict = Ack | Refuse | Postpone
-
-
 class Broker:
     """Consumes the work queue and the queue of notices until told to stop.
 
     Args:
         handle: body and message_id to a Verdict; called on several threads.
         send_notice: a notice's body to the seconds after which to try again, or None when it is done.
+        seen_depth: called now and then with how many requests wait.
+        buried: called for each dead letter that was written.
         handlers: how many messages are handled at once.
     """
 
@@ -73,6 +51,7 @@ class Broker:
         handle: Callable[[bytes, str | None], Verdict],
         send_notice: Callable[[bytes], float | None],
         seen_depth: Callable[[int], None] = lambda _messages: None,
+        buried: Callable[[], None] = lambda: None,
         handlers: int = 8,
     ) -> None:
         self._url = url
@@ -80,6 +59,7 @@ class Broker:
         self._handle = handle
         self._send_notice = send_notice
         self._seen_depth = seen_depth
+        self._buried = buried
         self._handlers = handlers
         self._consuming: _Consumption | None = None
         self._log = structlog.get_logger("broker")
@@ -137,6 +117,7 @@ class Broker:
                 notice_handlers,
                 self._send_notice,
                 self._seen_depth,
+                self._buried,
                 stop,
             )
             self._consuming = consumption
@@ -161,6 +142,7 @@ class _Consumption:
         notice_handlers: Handlers,
         send_notice: Callable[[bytes], float | None],
         seen_depth: Callable[[int], None],
+        buried: Callable[[], None],
         stop: threading.Event,
     ) -> None:
         self._connection = connection
@@ -180,7 +162,9 @@ class _Consumption:
         self._work.add_on_cancel_callback(self._cancelled)
         queues.declare(self._work)
         self._publisher = Publisher(connection, queues)
-        self._refused = RefusedMessages(connection, self._work, self._publisher, many=_PREFETCH // 2)
+        self._refused = RefusedMessages(
+            connection, self._work, self._publisher, self._take_next, buried, many=_PREFETCH // 2
+        )
         self._notices = NoticeQueue(connection, queues, self._publisher, notice_handlers, send_notice)
 
     def run(self) -> None:
@@ -263,6 +247,22 @@ class _Consumption:
             )
         else:
             self._begin(method, properties, body)
+
+    def _take_next(self, put_back: Callable[[], bool]) -> bool:
+        """Take the next message, whose place another gets: a queue at its limit has room for no more.
+
+        It is none of those that are prefetched, all of which may be held.
+        """
+        if self._consumer is None:
+            return False
+        method, properties, body = self._work.basic_get(self._queues.work)
+        is_back = put_back()
+        if method is not None and properties is not None:
+            if is_back or comes_back_too_often(properties):
+                self._on_message(self._work, method, properties, body)
+            else:  # a publisher was quicker
+                self._work.basic_nack(method.delivery_tag, requeue=True)
+        return is_back
 
     def _stop_consuming(self) -> None:
         if self._consumer is not None:

@@ -23,7 +23,7 @@ _BROKER_ADVICE: Final = (
     ("NOT_ALLOWED", "check the virtual host, the last part of AMQP_URL; %2F is the default one"),
     ("PRECONDITION_FAILED", "delete the queue that was declared otherwise, or set QUEUE to another name"),
 )
-_NO_BACKEND: Final = "check that it runs, and that BACKEND_URL is right seen from here"
+_NO_BACKEND: Final = "check that it runs, and that BACKEND_URL is right seen from here, with no proxy"
 _NO_CA: Final = "set REQUESTS_CA_BUNDLE to a file with the certificate of the backend's CA"
 _BACKEND_ADVICE: Final = (("self-signed certificate", _NO_CA), ("issuer certificate", _NO_CA))
 

@@ -12,6 +12,8 @@ from dispatcher.pod_status import Thing, time_of
 
 DEADLINE_ANNOTATION: Final = "lora-trainer.io/deadline-seconds"
 """A training's own seconds, or "none": its activeDeadlineSeconds before the dispatcher changed that."""
+MOVED_ANNOTATION: Final = "lora-trainer.io/deadline-moved-to"
+"""What the dispatcher changed activeDeadlineSeconds to."""
 
 _SECONDS: Final = re.compile(r"[1-9][0-9]{0,9}")
 
@@ -19,11 +21,13 @@ _SECONDS: Final = re.compile(r"[1-9][0-9]{0,9}")
 def own_seconds(job: Thing) -> int | None:
     """Return for how many seconds all attempts of a training together may run; None for any number.
 
-    A deadline that is shorter than what was noted was set by somebody since, and counts.
+    A deadline other than the dispatcher's was set by somebody since, and counts.
     """
     limit: int | None = job.get("spec", {}).get("activeDeadlineSeconds")
-    noted = (job["metadata"].get("annotations") or {}).get(DEADLINE_ANNOTATION, "")
-    return min(limit, int(noted)) if limit is not None and _SECONDS.fullmatch(noted) else limit
+    annotations = job["metadata"].get("annotations") or {}
+    noted = annotations.get(DEADLINE_ANNOTATION, "")
+    is_moved = annotations.get(MOVED_ANNOTATION) == str(limit)
+    return int(noted) if is_moved and _SECONDS.fullmatch(noted) else limit
 
 
 def spare_seconds(job: Thing, ran: timedelta, now: datetime) -> float | None:
@@ -47,5 +51,5 @@ def with_deadline(job: Thing, seconds: int) -> Thing:
 
     The Job controller ends a Job that is late at once, and its pods with it.
     """
-    noted = {DEADLINE_ANNOTATION: str(own_seconds(job) or "none")}
+    noted = {DEADLINE_ANNOTATION: str(own_seconds(job) or "none"), MOVED_ANNOTATION: str(seconds)}
     return {"metadata": {"annotations": noted}, "spec": {"activeDeadlineSeconds": seconds}}

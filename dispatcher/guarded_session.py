@@ -39,7 +39,8 @@ def guarded_session(
         InvalidSettingsError: the CA certificates cannot be used.
     """
     session = requests.Session()
-    session.trust_env = False  # a .netrc would replace the bearer token
+    # A .netrc would replace the bearer token, and of what is behind a proxy no address can be looked at.
+    session.trust_env = False
     if ca_bundle:
         _look_at(ca_bundle)
         session.verify = str(ca_bundle)

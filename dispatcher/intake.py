@@ -12,7 +12,6 @@ import structlog
 from dispatcher import report
 from dispatcher.allowed_hosts import AllowedHosts
 from dispatcher.backends import Backend, Snapshot
-from dispatcher.broker import Ack, Postpone, Refuse, Verdict
 from dispatcher.errors import (
     BackendBusyError,
     BackendUnavailableError,
@@ -27,7 +26,7 @@ from dispatcher.metrics import Metrics
 from dispatcher.relay_step import TERMINAL_ANNOTATION
 from dispatcher.retry import backoff_seconds
 from dispatcher.style_lanes import StyleLanes, hold
-from dispatcher.webhook import Delivered, TryAgain, Webhook
+from dispatcher.verdict import Ack, Postpone, Refuse, Verdict
 from job_contract.outcome import FailureCode, TrainingFailure
 from job_contract.redaction import redact
 from job_contract.request import TrainingRequest
@@ -78,7 +77,6 @@ class Intake:
             with self._metrics.job_create_seconds.time():
                 verdict = self._create(request)
         except RefusedMessageError as error:
-            self._metrics.dead_letters.inc()
             verdict = self._refuse(str(error), error.sender)
         self._metrics.messages.labels(type(verdict).__name__.lower()).inc()
         return verdict
@@ -135,7 +133,6 @@ class Intake:
     def _refuse_silently(self, reason: str, first: Snapshot | None) -> Refuse:
         """Refuse a request whose task_id is that of another training, the end of which was not told yet:
         told to the backend, this would be taken for it."""
-        self._metrics.dead_letters.inc()
         self._log.warning("message refused, and the backend not told", reason=redact(reason))
         if first:
             text = f"Another request with the same task_id was refused: {reason}."
@@ -161,40 +158,6 @@ class Intake:
         refusal = hashlib.sha256(told.encode(errors="replace"))
         delivery_id = f"msg_{refusal.hexdigest()[:32]}_refused"
         return Refuse(reason, json.dumps({"url": url, "payload": payload, "id": delivery_id}).encode())
-
-
-class Notices:
-    """Tells the backend of refused messages; RabbitMQ keeps a notice until it is delivered."""
-
-    def __init__(
-        self, webhook: Webhook, first_retry_seconds: float = 1.0, most_retry_seconds: float = 300.0
-    ) -> None:
-        self._webhook = webhook
-        self._first_retry_seconds = first_retry_seconds
-        self._most_retry_seconds = most_retry_seconds
-        self._attempts: dict[str, int] = {}
-        self._log = structlog.get_logger("notices")
-
-    def send(self, body: bytes) -> float | None:
-        """Make one attempt; return the seconds until the next, None when none is needed."""
-        structlog.contextvars.clear_contextvars()
-        notice = json.loads(body)
-        answer = self._webhook.patch(notice["url"], notice["payload"], notice["id"])
-        if isinstance(answer, TryAgain):
-            attempt = self._attempts[notice["id"]] = self._attempts.get(notice["id"], 0) + 1
-            self._log.warning("refusal not delivered", error=answer.reason)
-            return backoff_seconds(
-                attempt,
-                first=self._first_retry_seconds,
-                most=self._most_retry_seconds,
-                at_least=answer.retry_after,
-            )
-        self._attempts.pop(notice["id"], None)
-        if isinstance(answer, Delivered):
-            self._log.info("refusal delivered", style=notice["payload"]["style_id"])
-        else:
-            self._log.error("refusal not accepted", style=notice["payload"]["style_id"], reason=answer.reason)
-        return None
 
 
 def _sender(request: TrainingRequest) -> Sender:

@@ -21,7 +21,7 @@ class Metrics:
         self.messages = Counter(
             "lora_trainer_messages", "Messages by what became of them", ["verdict"], registry=registry
         )
-        self.dead_letters = Counter("lora_trainer_dead_letters", "Messages refused", registry=registry)
+        self.dead_letters = Counter("lora_trainer_dead_letters", "Dead letters written", registry=registry)
         self.queue_messages = Gauge(
             "lora_trainer_queue_messages", "Requests waiting in the queue, as last seen", registry=registry
         )

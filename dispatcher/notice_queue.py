@@ -9,9 +9,10 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 
 from dispatcher.handlers import Handlers
-from dispatcher.publisher import Publisher, comes_back_too_often
+from dispatcher.publisher import FULL_SECONDS, Publisher, comes_back_too_often
 from dispatcher.queues import Queues
 
+_PREFETCH: Final = 64
 _MOST_HELD_SECONDS: Final = 600.0
 
 
@@ -37,7 +38,8 @@ class NoticeQueue:
         self._send = send
         self._log = structlog.get_logger("broker")
         self._channel = connection.channel()
-        self._channel.basic_qos(prefetch_count=16)
+        self._channel.basic_qos(prefetch_count=_PREFETCH)
+        self._held = 0
         self._cancelled = False
         self._channel.add_on_cancel_callback(self._on_cancel)
         self._channel.basic_consume(queues.notices, self._on_notice)
@@ -67,9 +69,17 @@ class NoticeQueue:
         if again_in is None:
             self._channel.basic_ack(method.delivery_tag)
         else:
-            # Held no longer than RabbitMQ allows.
-            seconds = min(again_in, _MOST_HELD_SECONDS)
-            self._connection.call_later(seconds, partial(self._to_the_end, method, body))
+            self._hold(again_in, method, body)
+
+    def _hold(self, seconds: float, method: Any, body: bytes) -> None:
+        """Hold a notice no longer than RabbitMQ allows, and where many are held, until others had a turn."""
+        most = _MOST_HELD_SECONDS if self._held < _PREFETCH // 2 else FULL_SECONDS
+        self._held += 1
+        self._connection.call_later(min(seconds, most), partial(self._let_go, method, body))
+
+    def _let_go(self, method: Any, body: bytes) -> None:
+        self._held -= 1
+        self._to_the_end(method, body)
 
     def _to_the_end(self, method: Any, body: bytes) -> None:
         """Put a notice behind the others, which a few that cannot be delivered would hold up else.

@@ -44,7 +44,7 @@ from job_contract.outcome import TrainingFailure
 _BLIND_SECONDS: Final = 120.0
 """A watch that is well hears of the API server twice in this time."""
 _STARTERS: Final = 4
-"""Workers that tell nothing: those that do may all be waiting for a backend."""
+"""Workers beyond those that may be waiting for a backend."""
 
 
 class Relay:
@@ -69,7 +69,7 @@ class Relay:
         self._now = now
         self._finished = finished
         self._may_relay = may_relay
-        self._queue = WorkQueue(options.first_retry_seconds, options.most_retry_seconds)
+        self._queue = WorkQueue(options.tellers, options.first_retry_seconds, options.most_retry_seconds)
         self._lanes: dict[str, Lane] = {}
         self._room = Room(now)
         self._log = structlog.get_logger("relay")
@@ -82,12 +82,10 @@ class Relay:
         """Return how many Jobs are in which phase."""
         return dict(Counter(lane.phase for lane in list(self._lanes.values()) if lane.phase))
 
-    def start(self, tellers: int) -> list[threading.Thread]:
-        """Start so many worker threads, and a few that tell the backend nothing; they end after `close`."""
-        threads = [
-            threading.Thread(target=self._work, args=(i < tellers,), name=f"relay-{i}", daemon=True)
-            for i in range(tellers + _STARTERS)
-        ]
+    def start(self) -> list[threading.Thread]:
+        """Start the workers; they end after `close`."""
+        count = self._options.tellers + _STARTERS
+        threads = [threading.Thread(target=self._work, name=f"relay-{i}", daemon=True) for i in range(count)]
         for thread in threads:
             thread.start()
         return threads
@@ -95,12 +93,12 @@ class Relay:
     def close(self) -> None:
         self._queue.close()
 
-    def _work(self, tells: bool) -> None:
-        while (name := self._queue.get(slow=tells)) is not None:
+    def _work(self) -> None:
+        while (name := self._queue.get()) is not None:
             structlog.contextvars.clear_contextvars()
             structlog.contextvars.bind_contextvars(job=name)
             try:
-                self._look_at(name, tells)
+                self._look_at(name)
                 self._queue.succeeded(name)
             except StaleJobError:
                 self._queue.add(name, self._options.first_retry_seconds)
@@ -114,7 +112,7 @@ class Relay:
             finally:
                 self._queue.done(name)
 
-    def _look_at(self, name: str, tells: bool) -> None:
+    def _look_at(self, name: str) -> None:
         """Take steps until nothing more is due now."""
         while (snapshot := self._backend.snapshot(name)) is not None:
             lane = self._lane(name, snapshot)
@@ -131,8 +129,7 @@ class Relay:
             structlog.contextvars.bind_contextvars(style=style_of(job), task=task_of(job))
             if not self._may_relay():
                 return  # what was written and read took so long that another may relay by now
-            if isinstance(step, Tell | TellProgress) and not tells:
-                self._queue.add(name, slow=True)
+            if isinstance(step, Tell | TellProgress) and not self._may_tell(step, job, lane):
                 return
             again_in = self._take(step, job, diagnosis, lane)
             if again_in is None:
@@ -214,13 +211,20 @@ class Relay:
             case Tell(notice):
                 return self._teller.tell(notice, job, diagnosis, lane)
             case TellProgress(pod):
-                lane.choose_first_progress(self._options.progress_seconds)
                 return self._teller.tell_progress(pod, job, lane)
             case Release():
                 self._teller.release(job, lane)
                 return None
             case Wait(seconds):
                 return seconds
+
+    def _may_tell(self, step: Tell | TellProgress, job: Patch, lane: Lane) -> bool:
+        """Whether the backend may be told now; if not, the Job is looked at when it may."""
+        name, remaining = job["metadata"]["name"], self._teller.due_in(step, lane)
+        if remaining > 0:
+            self._queue.add(name, remaining)
+            return False
+        return self._queue.may_ask(name, self._teller.host(job))
 
     def _start_training(self, job: Patch) -> None:
         if self._styles.release(job["metadata"]["name"]):

@@ -16,6 +16,8 @@ Patch = dict[str, Any]
 
 @dataclass(frozen=True)
 class RelayOptions:
+    tellers: int = 32
+    """Workers that may wait for a backend at once."""
     backend_url: str | None = None
     progress_seconds: float = 30.0
     grace: timedelta = timedelta(minutes=10)
@@ -34,7 +36,8 @@ class Lane:
     unwritten: bool = False
     """Writing them has failed; nothing more is told before it has worked."""
     phase: str = ""
-    due_since: float | None = None
+    due_since: float = 0.0
+    """When a status fell due, by the monotonic clock; 0 while none is."""
     attempts: int = 0
     first_failure: float | None = None
     retry_at: float = 0.0

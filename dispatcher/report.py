@@ -41,6 +41,11 @@ def _head(style_id: int | str | None, task_id: str | None, status: str) -> Paylo
     return {"style_id": style_id, "task_id": task_id, "training_status": status}
 
 
+def host_of(url: str | None) -> str:
+    """Return the host of a URL with its port: those that wait for one host are to hold up no other."""
+    return (url or "").partition("://")[2].partition("/")[0].lower()
+
+
 def default_url(backend_url: str | None, style_id: int | str | None) -> str | None:
     """Return where a style's statuses go when its message names no webhook_url."""
     if not backend_url or style_id is None:

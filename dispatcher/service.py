@@ -20,9 +20,10 @@ from dispatcher.backends.gpus import visible_gpus
 from dispatcher.broker import Broker
 from dispatcher.errors import DispatcherError
 from dispatcher.health import HealthServer
-from dispatcher.intake import Intake, IntakeOptions, Notices
+from dispatcher.intake import Intake, IntakeOptions
 from dispatcher.job import JobOptions, load_template
 from dispatcher.metrics import Metrics
+from dispatcher.notices import Notices
 from dispatcher.queues import Queues
 from dispatcher.relay import Relay
 from dispatcher.relay_lane import RelayOptions
@@ -125,12 +126,12 @@ class Service:
         self._backend = backend
         # As long as one PATCH may take, the lease must still hold.
         self._patch_seconds = settings.webhook_timeout_seconds + 5
-        self._workers = settings.workers
         self._relay = Relay(
             backend,
             webhook,
             lanes,
             RelayOptions(
+                tellers=settings.workers,
                 backend_url=settings.backend_url,
                 progress_seconds=settings.progress_seconds,
                 grace=settings.start_grace,
@@ -161,6 +162,7 @@ class Service:
             intake.handle,
             notices.send,
             metrics.queue_messages.set,
+            metrics.dead_letters.inc,
         )
         metrics.observe(self._relay.phases, backend.silent_for, lambda: self._broker.connected)
         self._metrics = metrics
@@ -186,7 +188,7 @@ class Service:
         while not self._backend.synced() and not stop.wait(0.05):
             pass
         self._relay.observe_all()
-        workers = self._relay.start(self._workers)
+        workers = self._relay.start()
         consumer = self._start("broker", self._broker.run, stop)
         threads += [*workers, consumer]
         while consumer.is_alive() and not stop.wait(0.5):

@@ -28,7 +28,8 @@ class DispatcherSettings(EnvironmentSettings):
     """Signs every PATCH by Standard Webhooks: `whsec_` and base64 of 24 to 64 bytes."""
     webhook_allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Hosts that a webhook_url may name, beside BACKEND_URL's: `host`, `host:port`, `*.domain`, networks in
-    CIDR form, `*`; with commas between."""
+    CIDR form, `*`; with commas between. They are reached directly: HTTPS_PROXY and its like do not count,
+    since what a proxy connects to cannot be checked."""
     webhook_timeout_seconds: Positive = 20.0
     """For one PATCH as a whole, from the connection to its answer."""
     requests_ca_bundle: Path | None = None
@@ -49,8 +50,9 @@ class DispatcherSettings(EnvironmentSettings):
     """So many Jobs at the most are not finished; the rest stays in the queue. 0: no limit. Two dispatchers
     count the same Jobs, but each only its own that the API server does not show yet: both may fill the same
     room, so it can be exceeded by what the other made in that moment."""
-    workers: Annotated[int, Field(ge=1, le=256)] = 16
-    """Threads that bring statuses to the backend."""
+    workers: Annotated[int, Field(ge=1, le=256)] = 32
+    """Threads that bring statuses to the backend. One host has half of them at the most, so that one which
+    does not answer holds up no other."""
 
     namespace: Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")] = "default"
     """Where Jobs are made."""

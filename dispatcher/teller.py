@@ -13,7 +13,14 @@ from dispatcher.errors import StaleJobError
 from dispatcher.job import request_of, style_of, task_of
 from dispatcher.metrics import Metrics
 from dispatcher.relay_lane import Lane, Patch, RelayOptions
-from dispatcher.relay_step import PARKED_ANNOTATION, PROCESSING_ANNOTATION, TERMINAL_ANNOTATION, Notice
+from dispatcher.relay_step import (
+    PARKED_ANNOTATION,
+    PROCESSING_ANNOTATION,
+    TERMINAL_ANNOTATION,
+    Notice,
+    Tell,
+    TellProgress,
+)
 from dispatcher.webhook import Delivered, Refused, TryAgain, Webhook
 from job_contract import names
 from job_contract.progress import parse_progress
@@ -39,13 +46,21 @@ class Teller:
         self._may_relay = may_relay
         self._log = structlog.get_logger("relay")
 
+    def host(self, job: Patch) -> str:
+        """Return the host that is told of a Job."""
+        return report.host_of(self._url(job))
+
+    def due_in(self, step: Tell | TellProgress, lane: Lane) -> float:
+        """Return the seconds until the backend may be told; if not above 0, it is due from now on."""
+        if isinstance(step, TellProgress):
+            lane.choose_first_progress(self._options.progress_seconds)
+            return lane.progress_due - time.monotonic()
+        lane.due_since = lane.due_since or time.monotonic()
+        return lane.retry_at - time.monotonic()
+
     def tell(self, notice: Notice, job: Patch, diagnosis: Diagnosis, lane: Lane) -> float | None:
         """Make one attempt; return the seconds until the next look, None for at the next change."""
-        remaining = lane.retry_at - time.monotonic()
-        if remaining > 0:
-            return remaining
         url, delivery_id = self._url(job), f"msg_{job['metadata']['uid']}_{notice.stage}"
-        lane.due_since = lane.due_since or time.monotonic()
         if url is None:
             answer: Delivered | Refused | TryAgain = Refused("there is no webhook_url and no BACKEND_URL")
         else:
@@ -59,7 +74,7 @@ class Teller:
             )
             return delay
         self._metrics.relay_seconds.observe(time.monotonic() - lane.due_since)
-        lane.attempts, lane.first_failure, lane.due_since = 0, None, None
+        lane.attempts, lane.first_failure, lane.due_since = 0, None, 0.0
         last_word = notice is not Notice.PROCESSING
         parked = None if isinstance(answer, Delivered) else answer.reason
         self._record(notice, job, lane, parked, release=last_word and not diagnosis.running_pod)
@@ -116,9 +131,6 @@ class Teller:
 
         A thousand trainings at once are 33 tails of a log and PATCHes a second: 5 % of one core.
         """
-        remaining = lane.progress_due - time.monotonic()
-        if remaining > 0:
-            return remaining
         progress = parse_progress(self._backend.log_tail(pod, lines=20))
         url = self._url(job)
         if progress is None or progress == lane.progress:

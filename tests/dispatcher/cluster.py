@@ -15,7 +15,7 @@ from dispatcher.job import JobOptions, Manifest, build_job, load_template
 from dispatcher.metrics import Metrics
 from dispatcher.relay import Relay
 from dispatcher.relay_lane import RelayOptions
-from dispatcher.style_lanes import StyleLanes
+from dispatcher.style_lanes import StyleLanes, hold
 from dispatcher.webhook import Webhook
 from job_contract.outcome import TrainingResult, encode
 from job_contract.request import TrainingRequest
@@ -53,6 +53,11 @@ def batch_api(api_server: ApiServer) -> client.BatchV1Api:
     return client.BatchV1Api(api_server.client(admin=True))
 
 
+def finalizers(api_server: ApiServer, name: str) -> list[str]:
+    job = api_server.get("jobs", name)
+    return list(job["metadata"].get("finalizers") or ()) if job else []
+
+
 class Watching:
     """A running backend and relay; `changes` are the names that were reported."""
 
@@ -65,6 +70,13 @@ class Watching:
     def changed(self, name: str) -> None:
         self.changes.append(name)
         self.relay.changed(name)
+
+    def accept(self, job: Manifest, accepted_ns: int) -> None:
+        """Create a Job as the intake does: one whose style is taken waits for it."""
+        place = self.lanes.enter(job, accepted_ns)
+        if place is not None:
+            hold(job, place)
+        self.backend.create(job)
 
 
 @contextmanager
@@ -85,6 +97,7 @@ def watching(
     workers: list[threading.Thread] = []
     backend = KubernetesBackend(api, namespace, "lora-trainer", silence_seconds)
     options = RelayOptions(
+        tellers=TELLERS,
         backend_url=backend_url,
         progress_seconds=progress,
         grace=timedelta(seconds=grace),
@@ -100,7 +113,7 @@ def watching(
     try:
         wait_until(backend.synced, what="the backend is synced")
         watch.relay.observe_all()
-        workers = watch.relay.start(TELLERS)
+        workers = watch.relay.start()
         yield watch
     finally:
         stop.set()
@@ -137,6 +150,16 @@ def wait_told(receiver: Receiver, *statuses: str, style: int | str = 42, timeout
         f"{statuses} told of {style}, not {told(receiver, style)}",
     )
     return receiver.patches
+
+
+def complete_new_job(
+    controller: JobController, receiver: Receiver, backend: KubernetesBackend, task: str
+) -> str:
+    """Create a Job that runs to its end; returns its name."""
+    job = new_job(receiver, task, style=task)
+    backend.create(job)
+    controller.finish(name_of(job), 0, RESULT)
+    return name_of(job)
 
 
 # Trainings that do not start

@@ -98,3 +98,9 @@ class Dispatcher:
 
     def log_text(self) -> str:
         return self._log.read_text() if self._log.exists() else ""
+
+
+def ends(receiver: Receiver, styles: range) -> list[str | None]:
+    """Return the last status of each style that the backend took any of."""
+    statuses = [receiver.statuses(f"/api/models/{style}/status") for style in styles]
+    return [told[-1] for told in statuses if told]

@@ -1,17 +1,24 @@
-"""What several test files of the dispatcher share: waiting for conditions, a queue's other end, messages."""
+"""What several test files of the dispatcher share: waiting for conditions, both ends of a queue, messages."""
 
 import json
+import threading
 import time
+import urllib.error
+import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import pika
 
+from dispatcher.broker import Broker
 from dispatcher.queues import Queues
+from dispatcher.verdict import Verdict
 
 T = TypeVar("T")
+Handle = Callable[[bytes, str | None], Verdict]
 
 
 def wait_until(condition: Callable[[], T], timeout: float = 15, what: str = "") -> T:
@@ -92,3 +99,46 @@ class Amqp:
             channel = connection.channel()
             for queue in queues:
                 channel.queue_delete(queue)
+
+
+def is_empty(amqp: Amqp, queue: str | None = None) -> bool:
+    return amqp.depth(queue or amqp.queues.work) == 0
+
+
+@contextmanager
+def consuming(
+    url: str,
+    queues: Queues,
+    handle: Handle,
+    send_notice: Callable[[bytes], float | None] = lambda _body: None,
+    buried: Callable[[], None] = lambda: None,
+    handlers: int = 8,
+) -> Iterator[Broker]:
+    """Run a broker's consumption until the block ends."""
+    broker = Broker(url, queues, handle, send_notice, buried=buried, handlers=handlers)
+    stop = threading.Event()
+    thread = threading.Thread(target=broker.run, args=(stop,))
+    thread.start()
+    try:
+        yield broker
+    finally:
+        stop.set()
+        thread.join(15)
+        assert not thread.is_alive()
+
+
+def resumed(broker: Broker) -> bool:
+    broker.resume()
+    return True
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Return status and body of an answer on loopback; status 0 where there is none."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
+            return response.status, response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+    except OSError:
+        return 0, ""

@@ -1,61 +1,16 @@
 """A real RabbitMQ: no message is acked before its Job exists, and none is lost, whatever is cut when."""
 
-import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
-from urllib.parse import urlsplit
 
 import pika
 import pytest
-from structlog.testing import capture_logs
 
-from dispatcher.broker import Ack, Broker, Postpone, Refuse, Verdict
-from dispatcher.errors import BrokerUnavailableError
-from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER, Queues, connect, publish, redrive
-from dispatcher.refusals import Refusals
-from tests.dispatcher.support import Amqp, message, through, wait_until
-from tests.parts.broker import RabbitNode
+from dispatcher.broker import Broker
+from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER
+from dispatcher.verdict import Ack, Postpone, Refuse, Verdict
+from tests.dispatcher.support import Amqp, consuming, is_empty, message, resumed, through, wait_until
 from tests.parts.proxy import TcpProxy
-
-Handle = Callable[[bytes, str | None], Verdict]
-
-
-def resumed(broker: Broker) -> bool:
-    broker.resume()
-    return True
-
-
-@contextmanager
-def consuming(
-    url: str,
-    queues: Queues,
-    handle: Handle,
-    send_notice: Callable[[bytes], float | None] = lambda _body: None,
-    handlers: int = 8,
-) -> Iterator[Broker]:
-    broker, stop = Broker(url, queues, handle, send_notice, handlers=handlers), threading.Event()
-    thread = threading.Thread(target=broker.run, args=(stop,))
-    thread.start()
-    try:
-        yield broker
-    finally:
-        stop.set()
-        thread.join(15)
-        assert not thread.is_alive()
-
-
-@pytest.fixture
-def proxy(amqp_url: str) -> Iterator[TcpProxy]:
-    parts = urlsplit(amqp_url)
-    with TcpProxy(parts.hostname or "127.0.0.1", parts.port or 5672) as proxy:
-        yield proxy
-
-
-def is_empty(amqp: Amqp, queue: str | None = None) -> bool:
-    return amqp.depth(queue or amqp.queues.work) == 0
 
 
 def test_a_message_is_acked_only_after_its_handler_said_so(amqp: Amqp) -> None:
@@ -157,7 +112,7 @@ def test_notices_that_cannot_be_delivered_do_not_hold_up_the_others(amqp: Amqp) 
             return None
         return 0.1
 
-    bodies = [b"bad-%d" % n for n in range(40)] + [b"good"]
+    bodies = [b"bad-%d" % n for n in range(80)] + [b"good"]
     for body in bodies:
         amqp.publish(body)
     with consuming(amqp.url, amqp.queues, lambda body, _i: Refuse("no", notice=body), send):
@@ -202,18 +157,18 @@ def test_notices_do_not_pile_up_while_connections_break_and_a_backend_never_answ
     with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
         channel = connection.channel()
         channel.queue_declare(amqp.queues.notices, durable=True)
-        for number in range(20):
+        for number in range(70):
             channel.basic_publish("", amqp.queues.notices, b"notice %d" % number)
     with consuming(through(amqp.url, proxy.port), amqp.queues, lambda _b, _i: Ack(), send):
         for _ in range(3):
-            wait_until(lambda: amqp.depth(amqp.queues.notices) == 4 and len(sends) == 4, what="16 are here")
+            wait_until(lambda: amqp.depth(amqp.queues.notices) == 6 and len(sends) == 4, what="64 are here")
             proxy.refuse()
-            wait_until(lambda: amqp.depth(amqp.queues.notices) == 20, what="all are back")
+            wait_until(lambda: amqp.depth(amqp.queues.notices) == 70, what="all are back")
             proxy.resume()
-        wait_until(lambda: amqp.depth(amqp.queues.notices) == 4, what="16 are here again")
+        wait_until(lambda: amqp.depth(amqp.queues.notices) == 6, what="64 are here again")
         answers.set()
-        wait_until(lambda: len(sends) == 20 and is_empty(amqp, amqp.queues.notices), what="all are sent")
-    assert sends.total() <= 24
+        wait_until(lambda: len(sends) == 70 and is_empty(amqp, amqp.queues.notices), what="all are sent")
+    assert sends.total() <= 74
 
 
 def test_messages_whose_handler_raises_for_ever_do_not_hold_up_the_others(
@@ -416,279 +371,3 @@ def test_what_is_under_way_when_it_stops_is_acked_and_the_rest_stays(amqp: Amqp)
     thread.join(10)
     assert not thread.is_alive()
     wait_until(lambda: amqp.depth(amqp.queues.work) == 100 - len(done))
-
-
-@pytest.fixture(scope="module")
-def strict_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
-    """A broker with users who may do little, and a virtual host where a durable queue is a quorum queue."""
-    queues = r"model_training(\.dead|\.notices)?"
-    with_exchange = r"model_training(\.dead|\.notices|\.refusals)?"
-    rights = {
-        "guest": (".*", ".*", ".*"),
-        "backend": (".*", ".*", ".*"),
-        "limited": (f"^{queues}$", rf"^(amq\.default|{queues})$", f"^{queues}$"),
-        "half-limited": (".*", rf"^(amq\.default|{queues})$", ".*"),
-        "documented": (f"^{with_exchange}$", rf"^(amq\.default|{with_exchange})$", f"^{queues}$"),
-        "without-notices": (r"^model_training(\.dead)?$", ".*", ".*"),
-    }
-    definitions = {
-        "users": [{"name": user, "password": user, "tags": ""} for user in rights],
-        "vhosts": [{"name": "/"}, {"name": "quorum", "metadata": {"default_queue_type": "quorum"}}],
-        "permissions": [
-            {"user": user, "vhost": vhost, "configure": configure, "write": write, "read": read}
-            for user, (configure, write, read) in rights.items()
-            for vhost in ("/", "quorum")
-        ],
-        # What RabbitMQ 4 does by itself.
-        "policies": [
-            {"vhost": "quorum", "name": "limit", "pattern": ".*", "definition": {"delivery-limit": 20}}
-        ],
-    }
-    folder = tmp_path_factory.mktemp("strict-rabbit")
-    (folder / "definitions.json").write_text(json.dumps(definitions))
-    with RabbitNode(folder / "node", {"load_definitions": str(folder / "definitions.json")}) as node:
-        yield node
-
-
-def as_user(node: RabbitNode, name: str) -> str:
-    return node.url.replace("guest:guest", f"{name}:{name}")
-
-
-def test_another_publishers_user_id_does_not_make_a_message_poison(
-    strict_rabbit: RabbitNode, queues: Queues
-) -> None:
-    """RabbitMQ closes the channel of whoever publishes with a user_id that is not its own."""
-    theirs = Amqp(as_user(strict_rabbit, "backend"), queues)
-    theirs.publish(b"no JSON", user_id="backend")
-    theirs.publish(b"came back", user_id="backend", headers={"x-delivery-count": 12})
-    with consuming(strict_rabbit.url, queues, lambda _b, _i: Refuse("no")):
-        wait_until(lambda: theirs.depth(queues.dead) == 2)
-
-
-# Quorum queues drop what came back too often
-
-
-@pytest.fixture
-def quorum(strict_rabbit: RabbitNode, queues: Queues) -> Amqp:
-    return Amqp(strict_rabbit.url.replace("%2F", "quorum"), queues)
-
-
-def test_a_quorum_queue_drops_what_came_back_20_times(quorum: Amqp) -> None:
-    """What the next test would be worth nothing without."""
-    quorum.publish(b"x")
-    returns = 0
-    with pika.BlockingConnection(pika.URLParameters(quorum.url)) as connection:
-        channel = connection.channel()
-        for method, _, _ in channel.consume(quorum.queues.work, inactivity_timeout=2):
-            if method is None:
-                break
-            channel.basic_nack(method.delivery_tag, requeue=True)
-            returns += 1
-    assert returns == 21
-
-
-def test_messages_that_wait_for_room_outlive_the_limit_of_a_quorum_queue(quorum: Amqp) -> None:
-    """After an hour of a full cluster they were gone."""
-    seen: Counter[bytes] = Counter()
-    full = threading.Event()
-    full.set()
-    done: list[tuple[bytes, str | None]] = []
-
-    def handle(body: bytes, message_id: str | None) -> Verdict:
-        seen[body] += 1
-        if full.is_set():
-            return Postpone(0, "the cluster is full")
-        done.append((body, message_id))
-        return Ack()
-
-    bodies = [quorum.publish(message(), message_id=f"id-{n}") for n in range(40)]
-    with consuming(quorum.url, quorum.queues, handle) as broker:
-        wait_until(lambda: min(seen[body] for body in bodies) > 25, timeout=60)
-        full.clear()
-        wait_until(lambda: resumed(broker) and len(done) >= 40)
-        wait_until(lambda: is_empty(quorum))
-    assert sorted(done) == sorted((body, f"id-{n}") for n, body in enumerate(bodies))
-    assert quorum.depth(quorum.queues.dead) == 0
-
-
-def test_a_message_that_came_back_often_goes_behind_the_others_as_it_was(amqp: Amqp) -> None:
-    fields = {
-        "message_id": "m-1",
-        "correlation_id": "c-1",
-        "content_type": "application/json",
-        "app_id": "backend",
-        "type": "training",
-        "priority": 3,
-        "timestamp": 1_700_000_000,
-        "expiration": "600000",
-    }
-    counts = {"x-delivery-count": 10, "x-acquired-count": 31}
-    body = amqp.publish(message(1), headers={"tenant": "art", **counts}, **fields)
-    other = amqp.publish(message(2), headers={"x-delivery-count": 9})
-    handled: list[bytes] = []
-
-    def handle(body: bytes, _message_id: str | None) -> Verdict:
-        handled.append(body)
-        return Postpone(3600, "the cluster is full")
-
-    with consuming(amqp.url, amqp.queues, handle):
-        wait_until(lambda: handled and amqp.state(amqp.queues.work) == (2, 0))
-    assert handled[0] == other
-    (_, first), (properties, second) = amqp.take_all(amqp.queues.work)
-    assert (first, second) == (other, body)
-    assert {name: getattr(properties, name) for name in fields} == fields
-    assert properties.headers == {"tenant": "art"}
-    assert properties.delivery_mode == 2
-
-
-def test_a_copy_that_is_put_back_goes_to_no_queue_of_the_first_publishers_cc(amqp: Amqp) -> None:
-    """A refused message that names our own queue there would come again for ever."""
-    copies = amqp.queues.notices
-    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
-        connection.channel().queue_declare(copies, durable=True)
-    amqp.publish(b"worn", headers={"CC": [copies], "x-delivery-count": 10})
-    amqp.publish(b"bad", headers={"CC": [copies]})
-    copied: list[bytes] = []
-    with consuming(amqp.url, amqp.queues, lambda _b, _i: Refuse("no"), copied.append):
-        wait_until(lambda: amqp.depth(amqp.queues.dead) == 2)
-        wait_until(lambda: is_empty(amqp, copies))
-    assert sorted(copied) == [b"bad", b"worn"]
-
-
-def test_a_connection_cut_after_a_message_was_put_back_brings_it_twice_and_does_not_lose_it(
-    amqp: Amqp, proxy: TcpProxy
-) -> None:
-    seen: list[tuple[bytes, str | None]] = []
-
-    def handle(body: bytes, message_id: str | None) -> Verdict:
-        seen.append((body, message_id))
-        return Ack()
-
-    body = amqp.publish(b"x", message_id="m", headers={"x-delivery-count": 15})
-    basic_ack = (60).to_bytes(2) + (80).to_bytes(2)
-    proxy.hold_at(basic_ack)
-    with consuming(through(amqp.url, proxy.port), amqp.queues, handle):
-        assert proxy.held.wait(10)
-        proxy.cut()
-        proxy.resume()
-        wait_until(lambda: len(seen) >= 2)
-        wait_until(lambda: amqp.state(amqp.queues.work) == (0, 1))
-    assert set(seen) == {(body, "m")}
-
-
-def test_a_notice_that_came_back_often_goes_behind_the_others(amqp: Amqp) -> None:
-    sent: list[bytes] = []
-    with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
-        channel = connection.channel()
-        channel.queue_declare(amqp.queues.notices, durable=True)
-        worn = pika.BasicProperties(headers={"x-delivery-count": 10})
-        channel.basic_publish("", amqp.queues.notices, b"worn", worn)
-        channel.basic_publish("", amqp.queues.notices, b"fresh")
-    with consuming(amqp.url, amqp.queues, lambda _b, _i: Ack(), sent.append, handlers=1):
-        wait_until(lambda: len(sent) == 2)
-        wait_until(lambda: is_empty(amqp, amqp.queues.notices))
-    assert sent == [b"fresh", b"worn"]
-
-
-def test_submit_wait_hears_of_a_refusal_where_queues_are_quorum_queues(quorum: Amqp) -> None:
-    """A quorum queue cannot be exclusive, as the one that listens is."""
-    with Refusals(quorum.url, quorum.queues, b"x") as refusals:
-        quorum.publish(b"x")
-        with consuming(quorum.url, quorum.queues, lambda _b, _i: Refuse("it is bad")):
-            wait_until(lambda: refusals.wait(0.1) == "it is bad")
-
-
-# What the broker's user may not do
-
-
-@pytest.mark.parametrize(("user", "warnings"), [("limited", 1), ("half-limited", 1), ("documented", 0)])
-def test_a_user_who_may_use_the_queues_alone_consumes_and_refuses_as_ever(
-    strict_rabbit: RabbitNode, user: str, warnings: int
-) -> None:
-    """RabbitMQ closes the channel of whoever does what is forbidden."""
-    queues, seen = Queues("model_training"), []
-    admin = Amqp(strict_rabbit.url, queues)
-
-    def handle(body: bytes, _message_id: str | None) -> Verdict:
-        seen.append(body)
-        return Refuse("no", notice=body) if body.startswith(b"bad") else Ack()
-
-    told: list[bytes] = []
-    with capture_logs() as logs, consuming(as_user(strict_rabbit, user), queues, handle, told.append):
-        for body in (b"bad 1", b"good", b"bad 2"):
-            admin.publish(body)
-        wait_until(lambda: admin.depth(queues.dead) == 2 and is_empty(admin) and len(told) == 2)
-    assert sorted(seen) == [b"bad 1", b"bad 2", b"good"]
-    assert [line["event"] for line in logs if line["log_level"] != "info"] == [
-        "`submit --wait` will not hear of refusals: let the user in AMQP_URL configure and write "
-        "model_training.refusals"
-    ] * warnings
-    admin.delete(queues.work, queues.dead, queues.notices)
-
-
-def test_a_user_who_may_not_listen_is_told_before_anything_is_published(strict_rabbit: RabbitNode) -> None:
-    queues = Queues("model_training")
-    with pytest.raises(BrokerUnavailableError, match=r"model_training\.refusals and .*leave out --wait"):
-        Refusals(as_user(strict_rabbit, "limited"), queues, b"x")
-
-
-def test_a_queue_that_the_user_may_not_declare_is_named(strict_rabbit: RabbitNode) -> None:
-    queues, seen = Queues("model_training"), []
-    admin = Amqp(strict_rabbit.url, queues)
-    admin.publish(b"x")
-
-    def handle(body: bytes, _message_id: str | None) -> Verdict:
-        seen.append(body)
-        return Ack()
-
-    with (
-        capture_logs() as logs,
-        consuming(as_user(strict_rabbit, "without-notices"), queues, handle) as broker,
-    ):
-        wait_until(lambda: len(logs) == 2)
-        assert not broker.connected
-    assert {line["log_level"] for line in logs} == {"warning"}
-    for line in logs:
-        assert "may not configure the queue model_training.notices" in line["error"]
-    assert seen == []
-    admin.delete(queues.work, queues.dead)
-
-
-def test_redrive_puts_every_dead_letter_back_without_the_reason(amqp: Amqp) -> None:
-    bodies = [amqp.publish(message(), message_id=str(n), headers={"tenant": "art"}) for n in range(3)]
-    with consuming(amqp.url, amqp.queues, lambda _b, _i: Refuse("no")):
-        wait_until(lambda: amqp.depth(amqp.queues.dead) == 3)
-    assert redrive(amqp.url, amqp.queues) == 3
-    assert amqp.depth(amqp.queues.dead) == 0
-    taken = amqp.take_all(amqp.queues.work)
-    assert [body for _, body in taken] == bodies
-    for properties, _ in taken:
-        assert properties.headers == {"tenant": "art"}
-        assert properties.message_id in ("0", "1", "2")
-    assert redrive(amqp.url, amqp.queues) == 0
-
-
-def test_publishing_is_confirmed_and_persistent(amqp: Amqp) -> None:
-    publish(amqp.url, amqp.queues.work, b"body", message_id="m")
-    taken = amqp.take(amqp.queues.work)
-    assert taken
-    properties, body = taken
-    assert (body, properties.delivery_mode, properties.message_id) == (b"body", 2, "m")
-
-
-@pytest.mark.parametrize("url", ["amqp://guest:hidden@127.0.0.1:1/", "no url", "http://x/"])
-def test_a_broker_that_cannot_be_reached_is_said_without_its_password(url: str) -> None:
-    with pytest.raises(BrokerUnavailableError, match="AMQP_URL") as caught:
-        connect(url)
-    assert "hidden" not in str(caught.value)
-
-
-def test_no_pika_error_leaves_the_module(amqp: Amqp) -> None:
-    wrong: Any = amqp.url.replace("guest:guest", "guest:wrong-password")
-    for action in (
-        lambda: publish(wrong, amqp.queues.work, b"x"),
-        lambda: redrive(wrong, amqp.queues),
-    ):
-        with pytest.raises(BrokerUnavailableError) as caught:
-            action()
-        assert "wrong-password" not in str(caught.value)

@@ -3,7 +3,8 @@
 `make test-cluster` runs them on the cluster of KUBECONFIG, else on a control plane of the programs in
 KUBEBUILDER_ASSETS, else on the tests' own API server, in a namespace of their own that is gone afterwards.
 Where the cluster has nodes the pods really run, with TEST_IMAGE; where not, a stand-in plays the node. What
-takes compaction or broken connections is in test_kubernetes_backend.py: no cluster does that on demand.
+takes compaction or broken connections is in test_relay.py and test_reflector.py: no cluster does that on
+demand.
 """
 
 import threading
@@ -22,7 +23,6 @@ from dispatcher.errors import (
     StaleJobError,
 )
 from dispatcher.job import Manifest
-from dispatcher.style_lanes import hold
 from job_contract import names
 from job_contract.outcome import FailureCode
 from job_contract.progress import Progress, format_progress
@@ -99,10 +99,7 @@ def test_the_second_job_of_a_style_is_released_when_the_first_is_gone(
     first, second = new_job(receiver, "first"), new_job(receiver, "second")
     with watching(cluster.api, cluster.namespace) as watch:
         for accepted, job in enumerate((first, second), start=1):
-            place = watch.lanes.enter(job, accepted)
-            if place is not None:
-                hold(job, place)
-            watch.backend.create(job)
+            watch.accept(job, accepted)
         wait_until(lambda: watch.backend.snapshot(name_of(second)))
         assert (cluster.job(name_of(second)) or {})["spec"]["suspend"] is True
         cluster.delete(name_of(first))
@@ -299,10 +296,7 @@ def test_jobs_of_a_style_train_one_after_the_other_in_order(
 
     with watching(cluster.api, cluster.namespace) as watch:
         for accepted, job in enumerate(jobs, start=1):
-            place = watch.lanes.enter(job, accepted)
-            if place is not None:
-                hold(job, place)
-            watch.backend.create(job)
+            watch.accept(job, accepted)
         assert waiting() == [False, True, True]
         pods.finish(name_of(jobs[0]), 0, RESULT)
         wait_until(lambda: waiting() == [False, False, True], 60)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dispatcher.backends.merge_patch import merge_patch
-from dispatcher.deadline import DEADLINE_ANNOTATION, own_seconds, with_deadline
+from dispatcher.deadline import DEADLINE_ANNOTATION, MOVED_ANNOTATION, own_seconds, with_deadline
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase, diagnose
 from dispatcher.relay_step import PROCESSING_ANNOTATION, Extend, GiveUp, Step, TellProgress, Wait, next_step
 from dispatcher.stuck import Stuck, Unexplained
@@ -37,7 +37,7 @@ def job(limit: int | None = OWN, annotations: dict[str, str] | None = None) -> J
 
 def moved(limit: int, own: object = OWN) -> Job:
     """A Job whose deadline the dispatcher has changed."""
-    return job(limit, {DEADLINE_ANNOTATION: str(own)})
+    return job(limit, {DEADLINE_ANNOTATION: str(own), MOVED_ANNOTATION: str(limit)})
 
 
 def due(
@@ -82,7 +82,7 @@ def test_a_training_that_waits_for_hours_still_has_all_its_own_time_and_few_patc
         ahead = waiting["spec"]["activeDeadlineSeconds"] - after.total_seconds()
         assert own - 0.001 <= ahead <= own + grace + 1
     assert patches <= 101
-    assert waiting["metadata"]["annotations"] == {DEADLINE_ANNOTATION: str(own)}
+    assert waiting["metadata"]["annotations"][DEADLINE_ANNOTATION] == str(own)
 
 
 def test_what_earlier_attempts_ran_is_not_given_a_second_time() -> None:
@@ -139,10 +139,19 @@ def test_a_deadline_that_is_over_or_was_set_to_end_the_training_is_not_moved() -
     assert due(given_up, seconds(0.5)) == Wait()
 
 
-def test_a_shorter_deadline_by_hand_counts_as_the_trainings_own_and_a_longer_one_is_kept() -> None:
-    shorter = moved(3600)
-    assert due(shorter, timedelta(minutes=50)) == Extend((50 + 60 + 10) * 60)
-    assert with_deadline(shorter, 1)["metadata"]["annotations"] == {DEADLINE_ANNOTATION: "3600"}
+@pytest.mark.parametrize("by_hand", [3600, 20_000])
+def test_a_deadline_that_is_set_by_hand_during_the_wait_counts_as_the_trainings_own(by_hand: int) -> None:
+    """A longer one was used up by the wait."""
+    waiting = merge_patch(moved(9000), {"spec": {"activeDeadlineSeconds": by_hand}})
+    assert due(waiting, timedelta(minutes=50)) == Extend(50 * 60 + by_hand + 10 * 60)
+    assert with_deadline(waiting, 1)["metadata"]["annotations"][DEADLINE_ANNOTATION] == str(by_hand)
+
+
+def test_a_trainings_own_time_is_changed_by_its_annotation_too() -> None:
+    assert due(moved(9000, own=20_000), timedelta(minutes=50)) == Extend(50 * 60 + 20_000 + 10 * 60)
+
+
+def test_a_deadline_that_is_far_enough_ahead_is_not_moved() -> None:
     assert due(moved(100_000), timedelta(hours=20)) == Wait(600.0)
 
 
@@ -213,17 +222,18 @@ def test_the_deadline_moves_as_long_as_another_has_the_gpu_and_no_longer(scene: 
         scene.complete(second, 43)
 
 
-def test_a_deadline_that_somebody_shortens_meanwhile_is_not_overwritten(scene: Scene) -> None:
+@pytest.mark.parametrize("by_hand", [5000, 50_000])
+def test_a_deadline_that_somebody_sets_meanwhile_is_not_overwritten(scene: Scene, by_hand: int) -> None:
     """The watch is behind, so that the dispatcher moves a deadline that is not there any more."""
     with scene.watched(grace=1.0):
         _, second = one_trains_and_another_waits(scene)
         scene.server.silence_watches()
-        change = {"spec": {"activeDeadlineSeconds": 5000}}
+        change = {"spec": {"activeDeadlineSeconds": by_hand}}
         batch_api(scene.server).patch_namespaced_job(
             second, scene.server.namespace, change, _content_type="application/merge-patch+json"
         )
         asked = scene.server.count("patch", "jobs")
         wait_until(lambda: scene.server.count("patch", "jobs") > asked, what="it is tried to move it")
-        assert deadline(scene, second) == 5000
+        assert deadline(scene, second) == by_hand
         scene.server.resume_watches()
-        wait_until(lambda: annotations(scene.server, second)[DEADLINE_ANNOTATION] == "5000")
+        wait_until(lambda: annotations(scene.server, second)[DEADLINE_ANNOTATION] == str(by_hand))

@@ -10,17 +10,17 @@ import pika
 import pytest
 from structlog.testing import capture_logs
 
-from dispatcher.broker import Ack, Postpone, Refuse, Verdict
+from dispatcher.metrics import Metrics
 from dispatcher.queues import Queues, redrive, refusal_key
-from tests.dispatcher.support import Amqp, wait_until
-from tests.dispatcher.test_broker import consuming
+from dispatcher.verdict import Ack, Postpone, Refuse, Verdict
+from tests.dispatcher.support import Amqp, consuming, wait_until
 from tests.parts.broker import RabbitNode
 
 
 @pytest.fixture(scope="module")
 def limited_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNode]:
     """A broker with a policy that lets few messages into some queues."""
-    limits = {r"^full.*\.dead$": 1, r"^mute.*\.notices$": 0, r"^brim": 1}
+    limits = {r"^full.*\.dead$": 1, r"^mute.*\.notices$": 0, r"^brim": 1, r"^(full|mute)-jam$": 4}
     definitions = {
         "users": [{"name": "guest", "password": "guest", "tags": "administrator"}],
         "vhosts": [{"name": "/"}],
@@ -40,13 +40,6 @@ def limited_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitN
     (folder / "definitions.json").write_text(json.dumps(definitions))
     with RabbitNode(folder / "node", {"load_definitions": str(folder / "definitions.json")}) as node:
         yield node
-
-
-@pytest.fixture
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a full queue did not take is tried again at once, nearly."""
-    for module in ("broker", "refused_messages"):
-        monkeypatch.setattr(f"dispatcher.{module}.FULL_SECONDS", 0.2)
 
 
 def overfill(amqp: Amqp, bodies: list[bytes], **properties: Any) -> None:
@@ -118,8 +111,10 @@ def test_a_message_that_the_dead_letters_do_not_take_goes_back_as_it_came(limite
         return Refuse("no")
 
     bodies = [amqp.publish(b"%d" % number, expiration="600000", headers={"a": "b"}) for number in range(3)]
-    with consuming(amqp.url, amqp.queues, handle):
+    metrics = Metrics()
+    with consuming(amqp.url, amqp.queues, handle, buried=metrics.dead_letters.inc):
         wait_until(lambda: max(tries.values(), default=0) >= 4)
+    assert b"lora_trainer_dead_letters_total 1.0\n" in metrics.expose(), "what went back is no dead letter"
     [dead], waiting = amqp.take_all(amqp.queues.dead), amqp.take_all(amqp.queues.work)
     assert sorted([dead[1], *(body for _, body in waiting)]) == bodies
     assert {(kept.expiration, tuple(kept.headers.items())) for kept, _ in waiting} == {
@@ -139,12 +134,14 @@ def test_a_notice_that_its_queue_does_not_take_makes_one_dead_letter_only(
         return Refuse("no", notice=b"tell") if body == b"bad" else Ack()
 
     amqp.publish(b"bad")
-    with consuming(amqp.url, amqp.queues, handle):
+    metrics = Metrics()
+    with consuming(amqp.url, amqp.queues, handle, buried=metrics.dead_letters.inc):
         wait_until(lambda: amqp.depth(amqp.queues.dead) == 1)
         for number in range(10):
             amqp.publish(b"good %d" % number)
         wait_until(lambda: len(set(seen)) == 11 and seen.count(b"bad") >= 3)
     assert amqp.depth(amqp.queues.dead) == 1
+    assert b"lora_trainer_dead_letters_total 1.0\n" in metrics.expose()
     assert amqp.take_all(amqp.queues.work)[0][1] == b"bad"
 
 
@@ -187,6 +184,32 @@ def test_refused_messages_go_to_the_dead_letters_once_those_are_emptied_though_t
         while len(letters) < 1 + len(bad):  # each that is taken out makes room for one
             letters += wait_until(lambda: amqp.take_all(amqp.queues.dead))
     assert sorted(body for _, body in letters) == sorted([b"older", *bad])
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("name", ["full-jam", "mute-jam"])
+def test_good_messages_are_handled_though_no_queue_takes_the_bad_ones_before_them(
+    limited_rabbit: RabbitNode, name: str
+) -> None:
+    """What was held took up all that is prefetched, for as long as the backend was down."""
+    amqp = Amqp(limited_rabbit.url, Queues(name))
+    Amqp(amqp.url, Queues(amqp.queues.dead)).publish(b"older")
+    bad, good = [b"bad %d" % number for number in range(18)], [b"good 1", b"good 2"]
+    overfill(amqp, bad + good)
+    seen = set[bytes]()
+
+    def handle(body: bytes, _message_id: str | None) -> Verdict:
+        seen.add(body)
+        return Refuse("no", notice=body) if body in bad else Ack()
+
+    def send(_notice: bytes) -> float:
+        return 60.0
+
+    with consuming(amqp.url, amqp.queues, handle, send):
+        wait_until(lambda: seen == {*bad, *good}, timeout=30)
+    waiting = [body for _, body in amqp.take_all(amqp.queues.work)]
+    dead = [body for _, body in amqp.take_all(amqp.queues.dead)]
+    assert sorted(dead + (waiting if name == "full-jam" else [])) == sorted([b"older", *bad])
 
 
 def test_messages_that_came_back_often_are_handled_though_the_work_queue_is_full(
@@ -237,7 +260,7 @@ def test_notices_are_sent_once_the_backend_is_back_though_their_queue_is_full(
 ) -> None:
     """Those that were held only tried to go back to the queue, which took none while they were held."""
     amqp = Amqp(limited_rabbit.url, Queues("brim-told"))
-    bodies = [b"%d" % number for number in range(20)]
+    bodies = [b"%d" % number for number in range(70)]
     overfill(Amqp(amqp.url, Queues(amqp.queues.notices)), bodies)
     tries: Counter[bytes] = Counter()
     up, told = threading.Event(), set[bytes]()
@@ -250,7 +273,7 @@ def test_notices_are_sent_once_the_backend_is_back_though_their_queue_is_full(
         return None
 
     with consuming(amqp.url, amqp.queues, lambda _b, _i: Ack(), send):
-        wait_until(lambda: len(tries) == 16)
+        wait_until(lambda: len(tries) == 64)
         up.set()
         wait_until(lambda: told == set(bodies) and amqp.depth(amqp.queues.notices) == 0)
 

@@ -9,12 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika.spec import BasicProperties
 
-from dispatcher.broker import Postpone, Refuse, Verdict
 from dispatcher.headers import Properties, Undecoded
 from dispatcher.publisher import MOST_RETURNS
 from dispatcher.queues import REASON_HEADER, Queues, connect, redrive
-from tests.dispatcher.support import Amqp, wait_until
-from tests.dispatcher.test_broker import consuming
+from dispatcher.verdict import Postpone, Refuse, Verdict
+from tests.dispatcher.support import Amqp, consuming, wait_until
 
 
 def with_length(kind: bytes, content: bytes) -> bytes:

@@ -1,137 +1,33 @@
 """Jobs as child processes: what a cluster guarantees must hold on one machine too, whatever is killed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
 
 from dispatcher.backends.local import LocalBackend
 from dispatcher.backends.local_pod import LocalPod
 from dispatcher.diagnosis import Phase, diagnose
 from dispatcher.errors import DispatcherError, JobConflictError, StaleJobError
-from dispatcher.job import JobOptions, Manifest, build_job, load_template, trainer_container
+from dispatcher.job import trainer_container
 from job_contract import names
-from job_contract.request import TrainingRequest
+from tests.dispatcher.local_machine import (
+    COUNT,
+    UNTIL,
+    ended,
+    machine,
+    script,
+    starts,
+    training,
+)
 from tests.dispatcher.support import wait_until
 
-TEMPLATE = load_template(None)
-
-HOST = """
-import json, sys, threading
-from datetime import timedelta
-from pathlib import Path
-from dispatcher.backends.local import LocalBackend
-backend = LocalBackend(Path(sys.argv[1]), Path(sys.argv[2]), ["cpu"], timedelta(seconds=0.05))
-backend.create(json.loads(sys.argv[3]))
-backend.run(lambda name: None, threading.Event())
-"""
-
-COUNT = "open('{starts}', 'a').write('x'); "
-"""Leaves a trace of each start."""
-UNTIL = "import time, os\nwhile not os.path.exists('{go}'): time.sleep(0.01)\n"
-"""Trains until the test makes the file."""
-
-
-class Machine:
-    """A LocalBackend that runs in a thread, with quick retries."""
-
-    def __init__(self, folder: Path, slots: list[str], environment: dict[str, str]) -> None:
-        self.state, self.models = folder / "state", folder / "models"
-        self.backend = LocalBackend(
-            self.state, self.models, slots, timedelta(seconds=0.05), {**os.environ, **environment}
-        )
-        self.changes: list[str] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.backend.run, args=(self.changes.append, self._stop))
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._stop.set()
-        self._thread.join(30)
-        assert not self._thread.is_alive()
-
-    def conditions(self, name: str) -> list[str]:
-        snapshot = self.backend.snapshot(name)
-        return [c["type"] for c in snapshot.job["status"].get("conditions", ())] if snapshot else []
-
-    def wait_over(self, name: str, timeout: float = 20) -> tuple[str, str]:
-        """Wait for the end of a Job; return type and reason of its last condition."""
-        wait_until(lambda: self.conditions(name), timeout, f"{name} is over")
-        last = self.job(name)["status"]["conditions"][-1]
-        return last["type"], last["reason"]
-
-    def job(self, name: str) -> Manifest:
-        snapshot = self.backend.snapshot(name)
-        assert snapshot
-        return snapshot.job
-
-    def pods(self, name: str) -> list[dict[str, Any]]:
-        snapshot = self.backend.snapshot(name)
-        return list(snapshot.pods) if snapshot else []
-
-    def exit_codes(self, name: str) -> list[int | None]:
-        return [ended(pod).get("exitCode") for pod in self.pods(name)]
-
-
-@contextmanager
-def machine(folder: Path, *slots: str, **environment: str) -> Iterator[Machine]:
-    running = Machine(folder, list(slots) or ["cpu"], environment)
-    try:
-        yield running
-    finally:
-        running.stop()
-
-
-def ended(pod: dict[str, Any]) -> dict[str, Any]:
-    return dict(pod["status"]["containerStatuses"][0]["state"].get("terminated") or {})
-
-
-def training(script: str, name: str = "lora-42-a", **spec: Any) -> Manifest:
-    """Return a Job whose container runs a Python script."""
-    request = TrainingRequest(style_id=42, image_paths=["/data/a.jpg"], task_id=name)
-    job = build_job(request, TEMPLATE, JobOptions())
-    job["metadata"]["name"] = name
-    job["spec"] |= spec
-    trainer_container(job)["command"] = ["python", "-c", script]
-    return job
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """Return the living processes whose command line names a file of this test."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            alive = process.status() != psutil.STATUS_ZOMBIE
-            if alive and process.pid != os.getpid() and str(folder) in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-def starts(tmp_path: Path) -> int:
-    path = tmp_path / "starts"
-    return len(path.read_text()) if path.exists() else 0
-
-
-def script(text: str, tmp_path: Path) -> str:
-    return text.format(starts=tmp_path / "starts", go=tmp_path / "go", folder=tmp_path)
-
-
-@pytest.fixture(autouse=True)
-def no_process_is_left(tmp_path: Path) -> Iterator[None]:
-    yield
-    wait_until(lambda: not processes_of(tmp_path), 15, "no process of the test is left")
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 
 # Ends
@@ -287,140 +183,6 @@ def test_a_job_of_two_gpus_gets_two_and_waits_until_they_are_free(tmp_path: Path
         (tmp_path / "go").touch()
         assert local.wait_over("lora-b")[0] == "Complete"
     assert (tmp_path / "gpu-GPU-x,GPU-y").exists()
-
-
-# Kills and stops
-
-
-@contextmanager
-def host(tmp_path: Path, job: Manifest) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a LocalBackend with one Job in a process that can be killed."""
-    arguments = [str(tmp_path / "state"), str(tmp_path / "models"), json.dumps(job)]
-    process = subprocess.Popen([sys.executable, "-c", HOST, *arguments])
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_kill_9_of_the_dispatcher_leaves_one_training_whose_end_the_next_one_learns(tmp_path: Path) -> None:
-    with host(tmp_path, training(script(COUNT + UNTIL + "raise SystemExit(65)", tmp_path))) as process:
-        wait_until(lambda: starts(tmp_path) == 1)
-        process.kill()
-        process.wait()
-        with machine(tmp_path) as local:
-            # It goes on, and nobody starts it again or forgets that its slot is taken.
-            local.backend.create(training("", "lora-43-b"))
-            wait_until(lambda: local.changes)
-            assert local.pods("lora-43-b") == []
-            (tmp_path / "go").touch()
-            assert local.wait_over("lora-42-a") == ("Failed", "PodFailurePolicy")
-            assert local.exit_codes("lora-42-a") == [65]
-            assert local.wait_over("lora-43-b")[0] == "Complete"
-    assert starts(tmp_path) == 1
-
-
-def test_a_training_that_ended_while_no_dispatcher_ran_is_known_to_have_ended_so(tmp_path: Path) -> None:
-    with host(tmp_path, training(script(COUNT + UNTIL, tmp_path))) as process:
-        wait_until(lambda: starts(tmp_path) == 1)
-        process.kill()
-        process.wait()
-        (tmp_path / "go").touch()
-        wait_until(lambda: not processes_of(tmp_path))
-        with machine(tmp_path) as local:
-            assert local.wait_over("lora-42-a")[0] == "Complete"
-    assert starts(tmp_path) == 1
-
-
-def test_kill_9_of_dispatcher_and_training_starts_it_again_and_costs_no_retry(tmp_path: Path) -> None:
-    """As when the machine goes down."""
-    resumes = COUNT + "import os\nif len(open('{starts}').read()) == 1: os.killpg(0, 9)\n"
-    with machine(tmp_path) as local:
-        local.backend.create(training(script(resumes, tmp_path), backoffLimit=0))
-        assert local.wait_over("lora-42-a")[0] == "Complete"
-        assert local.exit_codes("lora-42-a") == [137, 0]
-
-
-def test_a_shim_killed_alone_does_not_let_a_second_training_run_beside_the_first(tmp_path: Path) -> None:
-    kills = COUNT + "import os\nif len(open('{starts}').read()) == 1: os.kill(os.getppid(), 9)\n" + UNTIL
-    with machine(tmp_path) as local:
-        local.backend.create(training(script(kills, tmp_path)))
-        wait_until(lambda: starts(tmp_path) == 1)
-        pid = int((tmp_path / "state/jobs/lora-42-a/pods/lora-42-a-1/pid").read_text())
-        wait_until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie")
-        local.backend.create(training("", "lora-43-b"))
-        assert ended(local.pods("lora-42-a")[0]) == {}
-        assert local.pods("lora-43-b") == []
-        (tmp_path / "go").touch()
-        assert local.wait_over("lora-42-a")[0] == "Complete"
-
-
-def test_sigterm_interrupts_costs_no_retry_and_the_next_start_resumes(tmp_path: Path) -> None:
-    saves = "import signal, sys, time; signal.signal(15, lambda *_: sys.exit(75))\n" + COUNT
-    job = training(script(saves + "\n" + UNTIL, tmp_path), backoffLimit=0)
-    with machine(tmp_path) as local:
-        local.backend.create(job)
-        wait_until(lambda: starts(tmp_path) == 1)
-    # Stopped: nothing runs, and the Job is not over.
-    assert processes_of(tmp_path) == []
-    (tmp_path / "go").touch()
-    with machine(tmp_path) as local:
-        assert local.wait_over("lora-42-a")[0] == "Complete"
-        assert local.exit_codes("lora-42-a") == [75, 0]
-    assert starts(tmp_path) == 2
-
-
-def test_sigterm_right_after_the_start_is_not_lost(tmp_path: Path) -> None:
-    """The shim is there before the training: a signal in between must not leave it training on."""
-    for _ in range(3):
-        with machine(tmp_path) as local:
-            local.backend.create(
-                training(script(UNTIL, tmp_path)),
-            )
-            wait_until(lambda: any(not ended(pod) for pod in local.pods("lora-42-a")))
-        assert processes_of(tmp_path) == []
-
-
-WORKER = (
-    "import signal, time; signal.signal(15, signal.SIG_IGN); open('{folder}/worker', 'w'); time.sleep(60)"
-)
-
-
-def test_what_a_training_leaves_running_ends_with_it(tmp_path: Path) -> None:
-    trains = (
-        "import subprocess, sys, os, time\n"
-        f"subprocess.Popen([sys.executable, '-c', {script(WORKER, tmp_path)!r}])\n"
-        f"while not os.path.exists({str(tmp_path / 'worker')!r}): time.sleep(0.01)\n"
-    )
-    with machine(tmp_path) as local:
-        local.backend.create(training(trains))
-        assert local.wait_over("lora-42-a")[0] == "Complete"
-        wait_until(lambda: not processes_of(tmp_path / "worker"), 5, "the worker is gone")
-
-
-def test_a_stop_ends_workers_that_ignore_sigterm_with_their_training(tmp_path: Path) -> None:
-    trains = (
-        "import subprocess, sys, time\n"
-        f"subprocess.Popen([sys.executable, '-c', {script(WORKER, tmp_path)!r}])\n"
-        "time.sleep(60)"
-    )
-    job = training(trains)
-    job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 1
-    with machine(tmp_path) as local:
-        local.backend.create(job)
-        wait_until(lambda: (tmp_path / "worker").exists())
-        local.backend.patch("lora-42-a", {"spec": {"suspend": True}})
-        wait_until(lambda: ended(local.pods("lora-42-a")[0]), 5)
-        wait_until(lambda: not processes_of(tmp_path / "worker"), 5, "the worker is gone")
-        assert local.conditions("lora-42-a") == []
-
-
-def test_a_second_dispatcher_on_the_same_folder_is_refused(tmp_path: Path) -> None:
-    with machine(tmp_path), pytest.raises(DispatcherError, match="LOCAL_STATE_DIR"):
-        LocalBackend(tmp_path / "state", tmp_path / "models", ["cpu"])
-    with machine(tmp_path):  # the first has let go of it
-        pass
 
 
 # Jobs that wait, end and go

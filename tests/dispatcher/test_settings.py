@@ -32,7 +32,7 @@ def test_the_defaults_are_those_that_are_documented() -> None:
         "local",
         "default",
     )
-    assert (settings.max_active_jobs, settings.workers, settings.instance) == (0, 16, "lora-trainer")
+    assert (settings.max_active_jobs, settings.workers, settings.instance) == (0, 32, "lora-trainer")
     assert (settings.progress_seconds, settings.start_grace_seconds) == (30, 600)
     assert (settings.webhook_timeout_seconds, settings.webhook_give_up_hours) == (20, 168)
     assert (settings.webhook_first_retry_seconds, settings.webhook_most_retry_seconds) == (1, 300)

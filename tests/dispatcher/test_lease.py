@@ -1,40 +1,25 @@
-"""The Lease, the probes, and the metrics: what a cluster sees of a dispatcher."""
+"""The Lease: of several dispatchers one relays, and whatever fails, two never do."""
 
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from kubernetes import client
-from pydantic import SecretStr
 
 from dispatcher.backends.lease import Lease
 from dispatcher.backends.lease_identity import lease_identity
-from dispatcher.broker import Verdict
 from dispatcher.errors import BackendUnavailableError
-from dispatcher.health import HealthServer
-from dispatcher.metrics import Metrics
-from dispatcher.queues import Queues
-from dispatcher.relay_step import Notice
-from dispatcher.service import Service, make_backend
+from dispatcher.service import make_backend
 from dispatcher.settings import DispatcherSettings
-from dispatcher.webhook import Delivered, Refused, TryAgain
-from job_contract.outcome import ExitCode
-from tests.dispatcher.cluster import new_job
-from tests.dispatcher.process import ROOT, Dispatcher
+from tests.dispatcher.process import ROOT, Dispatcher, ends
 from tests.dispatcher.support import Amqp, message, wait_until
 from tests.parts.api_server import ApiServer, Fault
 from tests.parts.job_controller import JobController
-from tests.parts.ports import free_port
 from tests.parts.receiver import Receiver
 
 DURATION = 2
@@ -105,9 +90,6 @@ def candidate(api_server: ApiServer, identity: str, renew: float = RENEW) -> Ite
 def holder(api_server: ApiServer) -> str:
     lease = api_server.get("leases", "relay")
     return str(lease["spec"].get("holderIdentity") or "") if lease else ""
-
-
-# The Lease
 
 
 def test_a_lease_is_handed_over_at_once_when_its_holder_stops(api_server: ApiServer) -> None:
@@ -280,20 +262,17 @@ def test_where_nothing_can_be_written_each_life_is_a_new_holder(tmp_path: Path) 
 
 
 def test_a_container_that_is_started_again_after_a_crash_goes_on_at_once(
-    tmp_path: Path, amqp: Amqp, api_server: ApiServer, controller: JobController, receiver: Receiver
+    tmp_path: Path,
+    make_dispatcher: Callable[..., Dispatcher],
+    amqp: Amqp,
+    api_server: ApiServer,
+    controller: JobController,
+    receiver: Receiver,
 ) -> None:
     """Until its own Lease had run out nothing would start and nothing be told."""
     controller.run_all()
-    with Dispatcher(
-        tmp_path,
-        amqp.url,
-        amqp.queues,
-        receiver,
-        JOB_BACKEND="kubernetes",
-        KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
-        LEASE_NAME="relay",
-        WEBHOOK_TIMEOUT_SECONDS="100",
-        TMPDIR=str(tmp_path),
+    with make_dispatcher(
+        LEASE_NAME="relay", WEBHOOK_TIMEOUT_SECONDS="100", TMPDIR=str(tmp_path)
     ) as dispatcher:
         amqp.publish(message(1))
         wait_until(lambda: ends(receiver, range(1, 2)) == ["completed"], 20)
@@ -303,204 +282,3 @@ def test_a_container_that_is_started_again_after_a_crash_goes_on_at_once(
         wait_until(lambda: ends(receiver, range(2, 3)) == ["completed"], 30)
     spec = (api_server.get("leases", "relay") or {})["spec"]
     assert spec["leaseDurationSeconds"] > 100
-
-
-def ends(receiver: Receiver, styles: range) -> list[str | None]:
-    statuses = [receiver.statuses(f"/api/models/{style}/status") for style in styles]
-    return [told[-1] for told in statuses if told]
-
-
-# Probes and metrics
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
-
-
-def test_probes_follow_what_they_are_asked_and_anything_else_is_404() -> None:
-    state = {"alive": True, "ready": False}
-    server = HealthServer(free_port(), lambda: state["alive"], lambda: state["ready"], Metrics().expose)
-    try:
-        assert get(server.port, "/healthz")[0] == 200
-        assert get(server.port, "/readyz")[0] == 503
-        state.update(alive=False, ready=True)
-        assert get(server.port, "/healthz")[0] == 503
-        assert get(server.port, "/readyz")[0] == 200
-        assert get(server.port, "/secrets")[0] == 404
-    finally:
-        server.close()
-    assert get(server.port, "/healthz")[0] == 0
-
-
-def _has(address: str) -> bool:
-    """Whether the machine has an address."""
-    try:
-        socket.create_server((address, 0), family=socket.AF_INET6).close()
-    except OSError:
-        return False
-    return True
-
-
-@pytest.mark.skipif(not _has("::1"), reason="the machine has no IPv6")
-def test_probes_are_answered_over_ipv6_too() -> None:
-    """In a cluster without IPv4 every probe failed, and the pod was started again and again."""
-    server = HealthServer(free_port(), lambda: True, lambda: True, Metrics().expose)
-    try:
-        for host in ("[::1]", "127.0.0.1"):
-            with urllib.request.urlopen(f"http://{host}:{server.port}/healthz", timeout=5) as response:
-                assert response.status == 200
-    finally:
-        server.close()
-
-
-def metric(text: str, name: str) -> float | None:
-    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
-    return next((float(value) for found, _, value in lines if found == name), None)
-
-
-def test_every_series_that_may_come_is_there_from_the_start() -> None:
-    """An increase is not seen in a series that begins with 1: the first failure raised no alert."""
-    text = Metrics().expose().decode()
-    for verdict in get_args(Verdict):
-        assert metric(text, f'lora_trainer_messages_total{{verdict="{verdict.__name__.lower()}"}}') == 0
-    for status, answer in product([*Notice, "progress"], (Delivered, Refused, TryAgain)):
-        labels = f'result="{answer.__name__.lower()}",status="{status}"'
-        assert metric(text, f"lora_trainer_patches_total{{{labels}}}") == 0
-    assert metric(text, "lora_trainer_dead_letters_total") == 0
-
-
-def test_metrics_count_what_really_happened(
-    tmp_path: Path, amqp: Amqp, api_server: ApiServer, controller: JobController, receiver: Receiver
-) -> None:
-    controller.run_all()
-    port = free_port()
-    with Dispatcher(
-        tmp_path,
-        amqp.url,
-        amqp.queues,
-        receiver,
-        JOB_BACKEND="kubernetes",
-        KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
-        HEALTH_PORT=str(port),
-    ):
-        wait_until(lambda: get(port, "/readyz")[0] == 200, what="it is ready")
-        for style in range(3):
-            amqp.publish(message(style))
-        amqp.publish(b"no JSON")
-        wait_until(lambda: ends(receiver, range(3)) == ["completed"] * 3)
-        wait_until(lambda: metric(get(port, "/metrics")[1], 'lora_trainer_jobs{phase="completed"}') == 3)
-        text = get(port, "/metrics")[1]
-        assert metric(text, 'lora_trainer_messages_total{verdict="ack"}') == 3
-        assert metric(text, "lora_trainer_dead_letters_total") == 1
-        assert metric(text, 'lora_trainer_patches_total{result="delivered",status="completed"}') == 3
-        assert metric(text, "lora_trainer_job_create_seconds_count") == 3
-        assert metric(text, "lora_trainer_relay_seconds_count") == 6
-        assert metric(text, "lora_trainer_broker_connected") == 1
-        assert (metric(text, "lora_trainer_watch_silence_seconds") or 0) < 60
-        assert get(port, "/healthz") == (200, "ok\n")
-
-
-def test_a_dispatcher_without_its_broker_is_alive_but_not_ready(
-    tmp_path: Path, queues: Queues, api_server: ApiServer, receiver: Receiver
-) -> None:
-    """A restart mends nothing there, and would only cost the statuses that it relays."""
-    api_server.put(new_job(receiver))
-    port = free_port()
-    with Dispatcher(
-        tmp_path,
-        f"amqp://guest:guest@127.0.0.1:{free_port()}/%2F",
-        queues,
-        receiver,
-        JOB_BACKEND="kubernetes",
-        KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
-        HEALTH_PORT=str(port),
-    ) as dispatcher:
-        wait_until(lambda: get(port, "/healthz")[0] == 200)
-        wait_until(lambda: get(port, "/metrics")[1].count('lora_trainer_jobs{phase="waiting"} 1'))
-        assert get(port, "/readyz")[0] == 503
-        assert dispatcher.stop() == 0
-
-
-def test_4_a_dispatcher_that_is_blind_for_too_long_fails_its_liveness_and_recovers(
-    api_server: ApiServer,
-    queues: Queues,
-    receiver: Receiver,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A process that stays healthy while its watch is dead is never restarted."""
-    monkeypatch.setattr("dispatcher.service._STALE_SECONDS", 1.0)
-    kubeconfig = str(api_server.kubeconfig(tmp_path / "kubeconfig"))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
-    port, stop = free_port(), threading.Event()
-    settings = DispatcherSettings(
-        amqp_url=SecretStr(f"amqp://guest:guest@127.0.0.1:{free_port()}/%2F"),
-        queue=queues.work,
-        backend_url=receiver.url,
-        job_backend="kubernetes",
-        health_port=port,
-    )
-    api_server.bookmark_interval = 0.2
-    service = threading.Thread(target=Service(settings, *make_backend(settings)).run, args=(stop,))
-    service.start()
-    try:
-        wait_until(lambda: get(port, "/healthz")[0] == 200)
-        api_server.stop()
-        wait_until(lambda: get(port, "/healthz")[0] == 503)
-        api_server.start()
-        wait_until(lambda: get(port, "/healthz")[0] == 200)
-    finally:
-        stop.set()
-        service.join(30)
-    assert not service.is_alive()
-
-
-def test_a_health_port_that_is_taken_is_named(
-    tmp_path: Path, amqp: Amqp, receiver: Receiver, api_server: ApiServer
-) -> None:
-    dispatcher = Dispatcher(
-        tmp_path,
-        amqp.url,
-        amqp.queues,
-        receiver,
-        JOB_BACKEND="kubernetes",
-        KUBECONFIG=str(api_server.kubeconfig(tmp_path / "kubeconfig")),
-        HEALTH_PORT=str(api_server.port),
-    )
-    ended = dispatcher.command("run")
-    assert ended.returncode == 69
-    assert f"HEALTH_PORT {api_server.port}" in ended.stderr
-    assert "Traceback" not in ended.stderr
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dispatcher_that_takes_no_more_requests_ends_and_says_that_it_failed(
-    api_server: ApiServer,
-    queues: Queues,
-    receiver: Receiver,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Exit code 0 would look as if it had been asked to stop."""
-
-    def fail(*_arguments: object, **_options: object) -> float:
-        raise ValueError("a fault in the part that connects again")
-
-    monkeypatch.setattr("dispatcher.broker.backoff_seconds", fail)
-    kubeconfig = str(api_server.kubeconfig(tmp_path / "kubeconfig"))
-    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", kubeconfig)
-    settings = DispatcherSettings(
-        amqp_url=SecretStr(f"amqp://guest:guest@127.0.0.1:{free_port()}/%2F"),
-        queue=queues.work,
-        backend_url=receiver.url,
-        job_backend="kubernetes",
-        health_port=0,
-    )
-    assert Service(settings, *make_backend(settings)).run(threading.Event()) == ExitCode.UNAVAILABLE
