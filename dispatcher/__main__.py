@@ -36,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="dispatcher", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m dispatcher",
+        description="Turn requests on RabbitMQ into trainings, and tell the backend how they go. "
+        "Settings are environment variables: see dispatcher/settings.py.",
+    )
     parser.set_defaults(command=_run)  # `python -m dispatcher` alone runs it
     commands = parser.add_subparsers(metavar="COMMAND")
 
@@ -49,8 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     submit.add_argument("--images", nargs="+", metavar="URL_OR_PATH", help="s3://, http(s):// or paths")
     submit.add_argument("--epochs", type=int, help="passes over the images")
     submit.add_argument("--webhook-url", help="the whole URL to PATCH")
-    submit.add_argument("--trigger-word")
+    submit.add_argument("--captions", nargs="+", metavar="TEXT", help="one for each image, in their order")
+    submit.add_argument("--trigger-word", metavar="WORD", help="put before every caption")
     submit.add_argument("--seed", type=int)
+    submit.add_argument("--learning-rate", type=float, metavar="RATE")
+    submit.add_argument("--batch-size", type=int, metavar="N")
     submit.add_argument("--task-id", help="the request's identity; a new one by default")
     submit.add_argument("--wait", action="store_true", help="follow the training to its end")
     submit.set_defaults(command=dispatcher.commands.submit)
@@ -81,11 +88,7 @@ def _run(settings: DispatcherSettings, _options: argparse.Namespace) -> int:
         # In a thread: the handler interrupts the main thread, which may hold the lock of the event just then.
         signal.signal(number, lambda _number, _frame: threading.Thread(target=stop.set).start())
     log = structlog.get_logger("dispatcher")
-    try:
-        service = Service(settings, *make_backend(settings))
-    except ValueError as error:
-        log.error(str(error))
-        return ExitCode.BAD_CONFIG
+    service = Service(settings, *make_backend(settings))
     log.info("starting", job_backend=settings.job_backend, queue=settings.queue)
     code = service.run(stop)
     log.info("stopped")

@@ -73,7 +73,7 @@ def _broker(settings: DispatcherSettings) -> Check:
 def _template(settings: DispatcherSettings) -> Check:
     try:
         load_template(settings.job_template)
-    except (OSError, ValueError) as error:
+    except InvalidSettingsError as error:
         return Check("Job template", str(error))
     return Check("Job template", None)
 

@@ -23,6 +23,7 @@ from dispatcher.settings import DispatcherSettings
 from dispatcher.teller import finalizers_of, patch_job, without_ours
 from job_contract import names
 from job_contract.outcome import ExitCode
+from job_contract.request import style_id_of
 from job_contract.settings import InvalidSettingsError
 
 
@@ -30,14 +31,16 @@ def submit(settings: DispatcherSettings, options: argparse.Namespace) -> int:
     """Publish a request, from a file and flags; with --wait, see it through to its end."""
     log = structlog.get_logger("submit")
     message = _read_message(options.file) if options.file else {}
-    style = options.style_id
     flags = {
-        "style_id": int(style) if style and style.isdigit() and str(int(style)) == style else style,
-        "image_paths": options.images,
+        "style_id": style_id_of(options.style_id) if options.style_id else None,
+        "image_paths": [_absolute(image) for image in options.images] if options.images else None,
         "num_epochs": options.epochs,
         "webhook_url": options.webhook_url,
+        "captions": options.captions,
         "trigger_word": options.trigger_word,
         "seed": options.seed,
+        "learning_rate": options.learning_rate,
+        "batch_size": options.batch_size,
         "task_id": options.task_id,
     }
     # What an envelope has in `data` wins over what is beside it, so flags that are to win go there.
@@ -61,6 +64,11 @@ def submit(settings: DispatcherSettings, options: argparse.Namespace) -> int:
         publish(url, settings.queue, body)
         log.info("published", **published)
         return follow(name, request, open_backend(settings), refusals, _print)
+
+
+def _absolute(image: str) -> str:
+    """The trainer has another working directory."""
+    return image if "://" in image else str(Path(image).expanduser().absolute())
 
 
 def _read_message(path: Path) -> dict[str, Any]:

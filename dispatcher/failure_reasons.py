@@ -94,7 +94,7 @@ def _failure_of_container(pod: Thing, ended: Thing) -> TrainingFailure:
         return TrainingFailure(
             failure_code=FailureCode.OUT_OF_MEMORY,
             failure_reason="The trainer used more memory than its container may; "
-            "raise the memory limit of the training Job, or use a smaller batch_size.",
+            "raise the memory limit of the training Job.",
         )
     taken_away = disruption(pod) or pod["status"].get("reason") == "Evicted"
     if taken_away and (code == ExitCode.INTERRUPTED or message is None):
@@ -104,7 +104,7 @@ def _failure_of_container(pod: Thing, ended: Thing) -> TrainingFailure:
     if code == 137:
         return TrainingFailure(
             failure_code=FailureCode.OUT_OF_MEMORY,
-            failure_reason="The trainer was killed (exit code 137), most often for want of memory; "
+            failure_reason="The trainer was killed (exit code 137), most often because memory ran out; "
             "raise the memory limit of the training Job and look at the node's log.",
         )
     if code == 128 or reason in ("StartError", "ContainerCannotRun"):

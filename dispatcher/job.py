@@ -13,7 +13,8 @@ import yaml
 from pydantic import ValidationError
 
 from job_contract import names
-from job_contract.request import TrainingRequest
+from job_contract.request import TrainingRequest, style_id_of
+from job_contract.settings import InvalidSettingsError
 
 Manifest = dict[str, Any]
 """A Kubernetes object as the API's JSON has it."""
@@ -47,16 +48,16 @@ def load_template(path: Path | None) -> Manifest:
     """Read the Job template: the file, or the one that ships with the dispatcher.
 
     Raises:
-        ValueError: the file cannot be read, or holds no Job with a container named `trainer`.
+        InvalidSettingsError: the file cannot be read, or holds no Job with a container named `trainer`.
     """
     source = path or resources.files("dispatcher").joinpath("job_template.yaml")
     try:
         template = yaml.safe_load(source.read_text())
         trainer_container(template)
     except (OSError, yaml.YAMLError) as error:
-        raise ValueError(f"JOB_TEMPLATE {path} cannot be read: {error}") from error
+        raise InvalidSettingsError(f"JOB_TEMPLATE {path} cannot be read: {error}") from error
     except (KeyError, TypeError, StopIteration) as error:
-        raise ValueError(
+        raise InvalidSettingsError(
             f"JOB_TEMPLATE {path} holds no Job with a container named {names.CONTAINER_NAME}"
         ) from error
     return dict(template)
@@ -160,7 +161,7 @@ def style_of(job: Manifest) -> int | str | None:
     text = next((entry.get("value") for entry in environment if entry["name"] == "STYLE_ID"), None)
     if not text:
         return None
-    return int(text) if re.fullmatch(r"0|-?[1-9]\d{0,17}", text) else str(text)
+    return style_id_of(str(text))
 
 
 def task_of(job: Manifest) -> str | None:

@@ -82,7 +82,7 @@ class NoticeQueue:
         self._to_the_end(method, body)
 
     def _to_the_end(self, method: Any, body: bytes) -> None:
-        """Put a notice behind the others, which a few that cannot be delivered would hold up else.
+        """Put a notice behind the others: a few that cannot be delivered would hold up the rest.
 
         A queue at its limit takes none, and all that are held would wait for one another: send it now.
         """

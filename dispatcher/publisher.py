@@ -24,7 +24,7 @@ _RETURNS_HEADER: Final = "x-delivery-count"
 """Set by quorum queues on what they deliver: how often it came back. 4.3 leaves nacks out of it, and of what
 it holds against its limit; other queues set none."""
 _NOT_PUBLISHED: Final = frozenset({_RETURNS_HEADER, "x-acquired-count", "CC", "BCC"})
-"""The counts of one stay in a queue, and further queues that the message went to when it was sent."""
+"""Counts belong to one stay in a queue; CC and BCC would send a copy to further queues once more."""
 _REFUSED_HERE_HEADER: Final = "x-refused-here"
 """Of a message whose dead letter is written, and whose notice is not: no dead letter ever has it."""
 

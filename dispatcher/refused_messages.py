@@ -22,7 +22,7 @@ class RefusedMessages:
         take_next: take a message out of the work queue, call what puts another into it, and return whether
             that worked.
         buried: called for each dead letter that was written.
-        many: where so many are held here, they make way for good ones sooner.
+        many: once so many are held, each is tried again after a second, to make way for good messages.
     """
 
     def __init__(

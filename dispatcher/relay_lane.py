@@ -50,7 +50,7 @@ class Lane:
     final: Diagnosis | None = None
     """How the Job ended, once that was made sure of."""
     undated_since: datetime | None = None
-    """Since when Events are asked in vain since when the training cannot start."""
+    """When Events were first asked since when the training cannot start, and did not say."""
 
     def overlay(self, job: Patch) -> Patch:
         """Return the Job with what we wrote to it, until the snapshot has caught up."""
@@ -60,7 +60,7 @@ class Lane:
         return {**job, "metadata": {**metadata, "annotations": {**shown, **self.annotations}}}
 
     def dated(self, diagnosis: Diagnosis, now: datetime) -> Diagnosis:
-        """Return when a training became stuck where Events did not say: when they were first asked in vain.
+        """Return the diagnosis with a start of the grace period where Events name none: their first asking.
 
         A Role of an earlier release does not let them be read.
         """

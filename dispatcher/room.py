@@ -24,8 +24,8 @@ class Room:
     def observe(self, job: Thing, diagnosis: Diagnosis, pods: Iterable[Thing]) -> None:
         """Take note of whether a Job takes room.
 
-        One that has a node and still lacks room took none, though that is known only now: two that wait for
-        a volume of somebody else's would wait for each other.
+        A Job whose pod has a node but still waits for a volume counts as taking none: else two that wait for
+        somebody else's volume would each wait for the other.
         """
         name = job["metadata"]["name"]
         if not any(map(is_on_node, pods)):

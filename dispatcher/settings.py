@@ -47,9 +47,8 @@ class DispatcherSettings(EnvironmentSettings):
     job_backend: Literal["local", "kubernetes"] = "local"
     """Where trainings run: child processes of this machine, or Jobs of a cluster."""
     max_active_jobs: Annotated[int, Field(ge=0)] = 0
-    """So many Jobs at the most are not finished; the rest stays in the queue. 0: no limit. Two dispatchers
-    count the same Jobs, but each only its own that the API server does not show yet: both may fill the same
-    room, so it can be exceeded by what the other made in that moment."""
+    """Most Jobs that may be unfinished at once; further requests stay in the queue. 0: no limit. Of two
+    dispatchers neither sees what the other creates at that very moment: they may exceed it by a few."""
     workers: Annotated[int, Field(ge=1, le=256)] = 32
     """Threads that bring statuses to the backend. One host has half of them at the most, so that one which
     does not answer holds up no other."""

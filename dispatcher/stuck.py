@@ -1,15 +1,15 @@
 """Why a training does not start: from the status of its pod, and where that says nothing, from Events. Pure.
 
 No Events are watched. Where a status does not say why, or not since when, the object to ask about is
-named; whoever has the Events then asks again with them. Only what is newest counts: a mount that failed at
-first and a pull that goes on now is no failure.
+named; whoever has the Events then asks again with them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
+from dispatcher.obstacles import find_obstacle, is_of_pull, is_of_trainer, newest
 from dispatcher.pod_status import (
     Thing,
     condition,
@@ -20,7 +20,6 @@ from dispatcher.pod_status import (
     time_of,
     waiting,
 )
-from job_contract import names
 from job_contract.outcome import FailureCode, TrainingFailure
 
 _DECIDED: Final = ("FailureTarget", "SuccessCriteriaMet")
@@ -41,13 +40,8 @@ _MOUNT_REASONS: Final = {"FailedMount", "FailedAttachVolume", "FailedMapVolume"}
 _SANDBOX_REASONS: Final = {"FailedCreatePodSandBox"}
 _POD_GOES_ON: Final = {"Pulling", "Pulled", "Created", "Started"}
 _PULL_FAILS: Final = {"Failed", "BackOff"}
-_PULL_WORDS: Final = ("Failed to pull image", "ErrImagePull", "ImagePullBackOff", "Back-off pulling image")
-"""In the messages of reason Failed that are about the image and not about the container."""
 _JOB_REASONS: Final = {"FailedCreate"}
 _JOB_GOES_ON: Final = {"SuccessfulCreate"}
-_SAYS_LITTLE: Final = "timed out waiting for the condition"
-"""Kubelet repeats a failed mount in these words, without the name of what is missing."""
-_NEVER: Final = datetime.min.replace(tzinfo=UTC)
 _NO_POD_ADVICE: Final = (
     ("exceeded quota", "raise the ResourceQuota, or let other pods end, then send the request again"),
     ("violates podsecurity", "allow it on the namespace, or change the Job template's security context"),
@@ -67,7 +61,7 @@ class Stuck:
     for_room: bool = False
     """What it lacks, other trainings may have: its grace counts only while none does, its deadline never."""
     about: str | None = None
-    """The uid of the pod whose Events say since when; None where that is known."""
+    """The uid of the pod whose Events are to be asked since when; None where that is known."""
     trying_since: datetime | None = None
     """When the kubelet began a try that has not failed yet, as far as is known."""
 
@@ -140,11 +134,11 @@ def _pulling(stuck: Stuck, pod: Thing, events: Sequence[Thing]) -> Stuck:
     about = pod["metadata"].get("uid")
     if not about:
         return stuck
-    ours = [event for event in events if _is_of_trainer(event)]
-    obstacle = _obstacle(ours, about, _PULL_FAILS, {"Pulled"})
+    ours = [event for event in events if is_of_trainer(event)]
+    obstacle = find_obstacle(ours, about, _PULL_FAILS, {"Pulled"})
     if obstacle is None:
         return replace(stuck, about=about)
-    tried = _newest(ours, about, {"Pulling"})
+    tried = newest(ours, about, {"Pulling"})
     return replace(
         stuck,
         since=max(stuck.since, obstacle.since),
@@ -157,8 +151,8 @@ def _configuring(stuck: Stuck, pod: Thing, events: Sequence[Thing]) -> Stuck:
     about = pod["metadata"].get("uid")
     if not about:
         return stuck
-    ours = [event for event in events if _is_of_trainer(event) and not _is_of_pull(event)]
-    obstacle = _obstacle(ours, about, {"Failed"}, set())
+    ours = [event for event in events if is_of_trainer(event) and not is_of_pull(event)]
+    obstacle = find_obstacle(ours, about, {"Failed"}, set())
     if obstacle is None:
         return replace(stuck, about=about)
     return replace(stuck, since=max(stuck.since, obstacle.since))
@@ -169,7 +163,7 @@ def _creating(pod: Thing, events: Sequence[Thing]) -> Stuck | Unexplained | None
     since, about = time_of(pod.get("status", {}).get("startTime")), pod["metadata"].get("uid")
     if since is None or not about or waiting(pod).get("reason") not in (None, "ContainerCreating"):
         return None
-    obstacle = _obstacle(events, about, _MOUNT_REASONS | _SANDBOX_REASONS, _POD_GOES_ON)
+    obstacle = find_obstacle(events, about, _MOUNT_REASONS | _SANDBOX_REASONS, _POD_GOES_ON)
     if obstacle is None:
         return Unexplained(since, about)
     message = short(obstacle.message)
@@ -191,7 +185,7 @@ def _without_pod(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> 
     if not times or not about:
         return None
     since = max(times)
-    obstacle = _obstacle(events, about, _JOB_REASONS, _JOB_GOES_ON)
+    obstacle = find_obstacle(events, about, _JOB_REASONS, _JOB_GOES_ON)
     if obstacle is None:
         return Unexplained(since, about)
     message = obstacle.message.removeprefix("Error creating: ")
@@ -199,7 +193,7 @@ def _without_pod(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> 
         (advice for hint, advice in _NO_POD_ADVICE if hint in message.lower()),
         "allow it, or change the Job template",
     )
-    text = f"The cluster lets the training have no pod ({short(message)}); {advice}."
+    text = f"The cluster does not let the training have a pod ({short(message)}); {advice}."
     return _stuck_with(
         max(since, obstacle.since), FailureCode.UNSCHEDULABLE, text, for_room=_is_room(message)
     )
@@ -210,70 +204,8 @@ def _ended_at(pod: Thing) -> str | None:
     return ended or pod.get("status", {}).get("startTime")
 
 
-@dataclass(frozen=True)
-class _Obstacle:
-    """What Events say that fails, and since when nothing but that has happened."""
-
-    since: datetime
-    last_seen: datetime
-    reason: str
-    message: str
-
-
-def _obstacle(events: Iterable[Thing], about: str, failing: set[str], going_on: set[str]) -> _Obstacle | None:
-    """Return what fails for one object, unless something went on since."""
-    events = tuple(events)
-    went_on = _newest(events, about, going_on)
-    left = [event for event in _those(events, about, failing) if _last_seen(event) > went_on]
-    if not left:
-        return None
-    began = max(went_on, min(map(_first_seen, left)))
-    _, _, reason, message = max(map(_worth, left))
-    return _Obstacle(began, max(map(_last_seen, left)), reason, message or reason)
-
-
-def _those(events: Iterable[Thing], about: str, reasons: set[str]) -> list[Thing]:
-    return [
-        event
-        for event in events
-        if event.get("reason") in reasons and (event.get("involvedObject") or {}).get("uid") == about
-    ]
-
-
-def _newest(events: Iterable[Thing], about: str, reasons: set[str]) -> datetime:
-    return max(map(_last_seen, _those(events, about, reasons)), default=_NEVER)
-
-
-def _is_of_trainer(event: Thing) -> bool:
-    """Not of another container of the pod, `spec.containers{sidecar}`."""
-    path = (event.get("involvedObject") or {}).get("fieldPath")
-    return not path or f"{{{names.CONTAINER_NAME}}}" in path
-
-
-def _is_of_pull(event: Thing) -> bool:
-    message = event.get("message") or ""
-    return any(words in message for words in _PULL_WORDS)
-
-
 def _is_room(message: str) -> bool:
     return any(hint in message.lower() for hint in _ROOM_HINTS)
-
-
-def _worth(event: Thing) -> tuple[bool, datetime, str, str]:
-    """The greatest is told: one that names what is missing, and of those the newest."""
-    message = event.get("message") or ""
-    return (_SAYS_LITTLE not in message, _last_seen(event), event["reason"], message)
-
-
-def _last_seen(event: Thing) -> datetime:
-    """Which of an Event's fields says so depends on who wrote it."""
-    series = event.get("series") or {}
-    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
-    return max((at for at in map(time_of, times) if at), default=_NEVER)
-
-
-def _first_seen(event: Thing) -> datetime:
-    return time_of(event.get("firstTimestamp") or event.get("eventTime")) or _last_seen(event)
 
 
 def _stuck_with(

@@ -26,12 +26,12 @@ from dispatcher.backends.local_status import (
     StartPod,
     StopPods,
     next_action,
-    terminated,
 )
 from dispatcher.backends.local_store import LocalStore
 from dispatcher.backends.merge_patch import merge_patch
 from dispatcher.errors import BackendUnavailableError, DispatcherError, JobConflictError, StaleJobError
 from dispatcher.job import Manifest, same_request, trainer_container
+from dispatcher.pod_status import terminated
 
 _SHUTDOWN_SECONDS = 25.0
 

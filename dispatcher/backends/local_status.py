@@ -3,11 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
 
+from dispatcher.pod_status import Thing, terminated
 from job_contract import names
-
-Thing = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,13 +91,6 @@ def _between_pods(
     if job["spec"].get("suspend"):
         return Nothing()
     return StartPod(_not_before(pods, len(failures), now, first_backoff))
-
-
-def terminated(pod: Thing) -> Thing | None:
-    """Return the terminated state of a pod's container; None while it runs."""
-    statuses = pod["status"].get("containerStatuses") or [{}]
-    ended: Thing | None = statuses[0].get("state", {}).get("terminated")
-    return ended
 
 
 def _policy_action(job: Thing, pod: Thing, ended: Thing) -> str:

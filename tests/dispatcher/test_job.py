@@ -29,6 +29,7 @@ from dispatcher.settings import DispatcherSettings
 from job_contract import names
 from job_contract.outcome import NO_RETRY, ExitCode
 from job_contract.request import TrainingRequest
+from job_contract.settings import InvalidSettingsError
 from trainer.errors import TrainerError
 
 REQUEST = TrainingRequest(style_id=42, image_paths=["s3://bucket/a.jpg"], num_epochs=200, task_id="task-1")
@@ -309,5 +310,5 @@ def test_a_template_that_is_no_training_job_is_refused_by_its_path(tmp_path: Pat
     path = tmp_path / "job.yaml"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ValueError, match=str(path)):
+    with pytest.raises(InvalidSettingsError, match=str(path)):
         load_template(path)

@@ -30,17 +30,43 @@ def published(amqp: Amqp) -> dict[str, Any]:
 
 
 def test_submit_publishes_what_the_flags_say(amqp: Amqp, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["submit", "--style-id", "42", "--images", "/a", "/b", "--epochs", "7", "--seed", "1"]) == 0
+    numbers = ["--epochs", "7", "--seed", "1", "--learning-rate", "1e-3", "--batch-size", "2"]
+    captions = ["--captions", "a cat", "a dog", "--trigger-word", "blorp"]
+    assert main(["submit", "--style-id", "42", "--images", "/a", "/b", *numbers, *captions]) == 0
     body = published(amqp)
     assert len(body.pop("task_id")) == 36
-    assert body == {"style_id": 42, "image_paths": ["/a", "/b"], "num_epochs": 7, "seed": 1}
+    assert body == {
+        "style_id": 42,
+        "image_paths": ["/a", "/b"],
+        "num_epochs": 7,
+        "seed": 1,
+        "learning_rate": 1e-3,
+        "batch_size": 2,
+        "captions": ["a cat", "a dog"],
+        "trigger_word": "blorp",
+    }
     assert "lora-42-" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["042", "art", "-1"])
+@pytest.mark.parametrize("text", ["042", "art", "-01"])
 def test_submit_keeps_a_style_id_that_is_no_plain_number_as_text(amqp: Amqp, text: str) -> None:
     assert main(["submit", f"--style-id={text}", "--images", "/a"]) == 0
     assert published(amqp)["style_id"] == text
+
+
+def test_submit_names_a_style_id_that_no_style_may_have(
+    amqp: Amqp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A superscript two is a digit, and no number: it ended in a traceback."""
+    assert main(["submit", "--style-id", "²", "--images", "/a"]) == 65
+    assert "style_id" in capsys.readouterr().err
+
+
+def test_submit_publishes_whole_paths(amqp: Amqp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trainer looked for a.jpg in the folder in which the dispatcher was started."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["submit", "--style-id", "1", "--images", "a.jpg", "s3://b/c.jpg"]) == 0
+    assert published(amqp)["image_paths"] == [str(tmp_path / "a.jpg"), "s3://b/c.jpg"]
 
 
 def test_submit_of_a_file_is_that_message_and_flags_win(amqp: Amqp, tmp_path: Path) -> None:
