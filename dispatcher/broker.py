@@ -16,12 +16,12 @@ import structlog
 from pika.adapters.blocking_connection import BlockingChannel, BlockingConnection
 from pika.exceptions import AMQPError
 
+from dispatcher.dead_letters import DeadLetters
 from dispatcher.errors import BrokerUnavailableError
 from dispatcher.handlers import Handlers
 from dispatcher.notice_queue import NoticeQueue
 from dispatcher.publisher import FULL_SECONDS, Publisher, comes_back_too_often
 from dispatcher.queues import Queues, connect, error_text
-from dispatcher.refused_messages import RefusedMessages
 from dispatcher.retry import backoff_seconds
 from dispatcher.verdict import Ack, Postpone, Refuse, Verdict
 
@@ -162,7 +162,7 @@ class _Consumption:
         self._work.add_on_cancel_callback(self._cancelled)
         queues.declare(self._work)
         self._publisher = Publisher(connection, queues)
-        self._refused = RefusedMessages(
+        self._refused = DeadLetters(
             connection, self._work, self._publisher, self._take_next, buried, many=_PREFETCH // 2
         )
         self._notices = NoticeQueue(connection, queues, self._publisher, notice_handlers, send_notice)

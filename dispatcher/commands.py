@@ -17,7 +17,7 @@ from dispatcher.job import job_name
 from dispatcher.message import parse_message
 from dispatcher.overview import as_table, overview, seen
 from dispatcher.queues import Queues, publish, redrive
-from dispatcher.refusals import Refusals
+from dispatcher.refusal_listener import RefusalListener
 from dispatcher.service import open_backend
 from dispatcher.settings import DispatcherSettings
 from dispatcher.teller import finalizers_of, patch_job, without_ours
@@ -60,7 +60,7 @@ def submit(settings: DispatcherSettings, options: argparse.Namespace) -> int:
         publish(url, settings.queue, body)
         log.info("published", **published)
         return ExitCode.OK
-    with Refusals(url, Queues(settings.queue), body) as refusals:
+    with RefusalListener(url, Queues(settings.queue), body) as refusals:
         publish(url, settings.queue, body)
         log.info("published", **published)
         return follow(name, request, open_backend(settings), refusals, _print)

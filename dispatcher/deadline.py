@@ -8,7 +8,8 @@ import re
 from datetime import datetime, timedelta
 from typing import Final
 
-from dispatcher.pod_status import Thing, time_of
+from dispatcher.job import Manifest
+from dispatcher.pod_status import time_of
 
 DEADLINE_ANNOTATION: Final = "lora-trainer.io/deadline-seconds"
 """A training's own seconds, or "none": its activeDeadlineSeconds before the dispatcher changed that."""
@@ -18,7 +19,7 @@ MOVED_ANNOTATION: Final = "lora-trainer.io/deadline-moved-to"
 _SECONDS: Final = re.compile(r"[1-9][0-9]{0,9}")
 
 
-def own_seconds(job: Thing) -> int | None:
+def own_seconds(job: Manifest) -> int | None:
     """Return for how many seconds all attempts of a training together may run; None for any number.
 
     A deadline other than the dispatcher's was set by somebody since, and counts.
@@ -30,7 +31,7 @@ def own_seconds(job: Thing) -> int | None:
     return int(noted) if is_moved and _SECONDS.fullmatch(noted) else limit
 
 
-def spare_seconds(job: Thing, ran: timedelta, now: datetime) -> float | None:
+def spare_seconds(job: Manifest, ran: timedelta, now: datetime) -> float | None:
     """Return how long a training can wait on with all its own time left; not above 0 when it has less.
 
     None where no deadline runs, or one that is over: what the Job controller is about to do stands.
@@ -46,7 +47,7 @@ def spare_seconds(job: Thing, ran: timedelta, now: datetime) -> float | None:
     return limit - own - (passed - ran.total_seconds()) if passed < limit else None
 
 
-def with_deadline(job: Thing, seconds: int) -> Thing:
+def with_deadline(job: Manifest, seconds: int) -> Manifest:
     """Return the merge patch that ends a Job so many seconds after its start, and notes its own time.
 
     The Job controller ends a Job that is late at once, and its pods with it.

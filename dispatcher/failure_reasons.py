@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from dispatcher.deadline import own_seconds
-from dispatcher.pod_status import Thing, condition, disruption, short, terminated
+from dispatcher.job import Manifest
+from dispatcher.pod_status import condition, disruption, short, terminated
 from job_contract.outcome import ExitCode, FailureCode, TrainingFailure, decode
 
 _NO_DEVICE_REASONS: Final = ("UnexpectedAdmissionError", "OutOf")
@@ -32,7 +33,7 @@ _BY_EXIT_CODE: Final[dict[int, tuple[FailureCode, str]]] = {
 _GONE: Final = "its pods are gone, and with them what they had to say"
 
 
-def failure_of_job(job: Thing, pods: Sequence[Thing]) -> TrainingFailure:
+def failure_of_job(job: Manifest, pods: Sequence[Manifest]) -> TrainingFailure:
     """Say why a Job with a Failed condition failed; pods are in the order in which they were made."""
     failed = condition(job, "Failed") or {}
     if failed.get("reason") == "DeadlineExceeded":
@@ -55,7 +56,7 @@ def failure_without_file(model_path: str) -> TrainingFailure:
     )
 
 
-def _failure_without_pods(failed: Thing) -> TrainingFailure:
+def _failure_without_pods(failed: Manifest) -> TrainingFailure:
     """A TTL that ran out while no dispatcher ran takes the pods first; the condition is what is left."""
     message = failed.get("message") or ""
     found = _EXIT_CODE.search(message) if failed.get("reason") == "PodFailurePolicy" else None
@@ -77,7 +78,7 @@ def _failure_without_pods(failed: Thing) -> TrainingFailure:
     )
 
 
-def _last_failure(pods: Sequence[Thing]) -> TrainingFailure | None:
+def _last_failure(pods: Sequence[Manifest]) -> TrainingFailure | None:
     for pod in reversed(pods):
         ended = terminated(pod)
         if ended and ended.get("exitCode") != 0:
@@ -87,7 +88,7 @@ def _last_failure(pods: Sequence[Thing]) -> TrainingFailure | None:
     return None
 
 
-def _failure_of_container(pod: Thing, ended: Thing) -> TrainingFailure:
+def _failure_of_container(pod: Manifest, ended: Manifest) -> TrainingFailure:
     message = decode(ended.get("message"))
     code, reason = ended.get("exitCode"), ended.get("reason")
     if reason == "OOMKilled":
@@ -121,7 +122,7 @@ def _failure_of_container(pod: Thing, ended: Thing) -> TrainingFailure:
     )
 
 
-def _failure_of_pod(pod: Thing) -> TrainingFailure:
+def _failure_of_pod(pod: Manifest) -> TrainingFailure:
     status = pod.get("status", {})
     why = (disruption(pod) or {}).get("message") or status.get("message") or status.get("reason")
     why = short(why or "no reason was given")

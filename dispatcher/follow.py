@@ -8,7 +8,7 @@ from dispatcher.diagnosis import Phase
 from dispatcher.errors import BackendUnavailableError
 from dispatcher.job import request_of
 from dispatcher.overview import overview, seen
-from dispatcher.refusals import Refusals
+from dispatcher.refusal_listener import RefusalListener
 from job_contract.outcome import ExitCode
 from job_contract.progress import parse_progress
 from job_contract.request import TrainingRequest
@@ -17,7 +17,11 @@ _ENDS = {Phase.COMPLETED: ExitCode.OK, Phase.FAILED: ExitCode.SOFTWARE}
 
 
 def follow(
-    name: str, request: TrainingRequest, backend: Backend, refusals: Refusals, show: Callable[[str], None]
+    name: str,
+    request: TrainingRequest,
+    backend: Backend,
+    refusals: RefusalListener,
+    show: Callable[[str], None],
 ) -> ExitCode:
     """Show each change once; return how it ended, as an exit code.
 

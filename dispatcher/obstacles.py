@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
 
-from dispatcher.pod_status import Thing, time_of
+from dispatcher.job import Manifest
+from dispatcher.pod_status import time_of
 from job_contract import names
 
 _PULL_WORDS: Final = ("Failed to pull image", "ErrImagePull", "ImagePullBackOff", "Back-off pulling image")
@@ -29,7 +30,7 @@ class Obstacle:
 
 
 def find_obstacle(
-    events: Iterable[Thing], about: str, failing: set[str], going_on: set[str]
+    events: Iterable[Manifest], about: str, failing: set[str], going_on: set[str]
 ) -> Obstacle | None:
     """Return what fails for one object, unless something went on since."""
     events = tuple(events)
@@ -42,7 +43,7 @@ def find_obstacle(
     return Obstacle(began, max(map(_last_seen, left)), reason, message or reason)
 
 
-def _with_reason(events: Iterable[Thing], about: str, reasons: set[str]) -> list[Thing]:
+def _with_reason(events: Iterable[Manifest], about: str, reasons: set[str]) -> list[Manifest]:
     return [
         event
         for event in events
@@ -50,33 +51,33 @@ def _with_reason(events: Iterable[Thing], about: str, reasons: set[str]) -> list
     ]
 
 
-def newest(events: Iterable[Thing], about: str, reasons: set[str]) -> datetime:
+def newest(events: Iterable[Manifest], about: str, reasons: set[str]) -> datetime:
     return max(map(_last_seen, _with_reason(events, about, reasons)), default=_NEVER)
 
 
-def is_of_trainer(event: Thing) -> bool:
+def is_of_trainer(event: Manifest) -> bool:
     """Not of another container of the pod, `spec.containers{sidecar}`."""
     path = (event.get("involvedObject") or {}).get("fieldPath")
     return not path or f"{{{names.CONTAINER_NAME}}}" in path
 
 
-def is_of_pull(event: Thing) -> bool:
+def is_of_pull(event: Manifest) -> bool:
     message = event.get("message") or ""
     return any(words in message for words in _PULL_WORDS)
 
 
-def _telling(event: Thing) -> tuple[bool, datetime, str, str]:
+def _telling(event: Manifest) -> tuple[bool, datetime, str, str]:
     """The greatest is told: one that names what is missing, and of those the newest."""
     message = event.get("message") or ""
     return (_SAYS_LITTLE not in message, _last_seen(event), event["reason"], message)
 
 
-def _last_seen(event: Thing) -> datetime:
+def _last_seen(event: Manifest) -> datetime:
     """Which of an Event's fields says so depends on who wrote it."""
     series = event.get("series") or {}
     times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     return max((at for at in map(time_of, times) if at), default=_NEVER)
 
 
-def _first_seen(event: Thing) -> datetime:
+def _first_seen(event: Manifest) -> datetime:
     return time_of(event.get("firstTimestamp") or event.get("eventTime")) or _last_seen(event)

@@ -2,67 +2,65 @@
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
 
+from dispatcher.job import Manifest
 from job_contract import names
 
-Thing = dict[str, Any]
 
-
-def condition(thing: Thing, kind: str, status: str = "True") -> Thing | None:
+def condition(thing: Manifest, kind: str, status: str = "True") -> Manifest | None:
     """Return a condition by its type, wherever it stands; None when it has another status."""
     return next((c for c in _conditions(thing) if c.get("type") == kind and c.get("status") == status), None)
 
 
-def _conditions(thing: Thing) -> Iterable[Thing]:
+def _conditions(thing: Manifest) -> Iterable[Manifest]:
     return thing.get("status", {}).get("conditions") or ()
 
 
-def disruption(pod: Thing) -> Thing | None:
+def disruption(pod: Manifest) -> Manifest | None:
     """Return the condition of a pod that was preempted, evicted or drained."""
     return condition(pod, "DisruptionTarget")
 
 
-def container(pod: Thing) -> Thing:
+def container(pod: Manifest) -> Manifest:
     """Return the status of the trainer's container; empty before it has one."""
     statuses = pod.get("status", {}).get("containerStatuses") or ()
     return next((status for status in statuses if status.get("name") == names.CONTAINER_NAME), {})
 
 
-def waiting(pod: Thing) -> Thing:
+def waiting(pod: Manifest) -> Manifest:
     """Return why the container does not run yet: `reason`, `message`; empty when it does not wait."""
     return container(pod).get("state", {}).get("waiting") or {}
 
 
-def terminated(pod: Thing) -> Thing | None:
-    ended: Thing | None = container(pod).get("state", {}).get("terminated")
+def terminated(pod: Manifest) -> Manifest | None:
+    ended: Manifest | None = container(pod).get("state", {}).get("terminated")
     return ended
 
 
-def has_ended(pod: Thing) -> bool:
+def has_ended(pod: Manifest) -> bool:
     """Whether a pod's container has ended, and so has left its last words."""
     return terminated(pod) is not None
 
 
-def is_over(pod: Thing) -> bool:
+def is_over(pod: Manifest) -> bool:
     """A pod that was evicted before its container was created has no container that has ended."""
     return has_ended(pod) or _phase_is_last(pod)
 
 
-def is_on_node(pod: Thing) -> bool:
+def is_on_node(pod: Manifest) -> bool:
     """Whether a pod has its node, and with it a GPU, its volumes and its part of a quota."""
     return condition(pod, "PodScheduled") is not None and not _phase_is_last(pod)
 
 
-def _phase_is_last(pod: Thing) -> bool:
+def _phase_is_last(pod: Manifest) -> bool:
     return pod.get("status", {}).get("phase") in ("Failed", "Succeeded")
 
 
-def is_running(pod: Thing) -> bool:
+def is_running(pod: Manifest) -> bool:
     return bool(container(pod).get("state", {}).get("running"))
 
 
-def has_started(pod: Thing) -> bool:
+def has_started(pod: Manifest) -> bool:
     """A container that could not be started is `terminated` too, at 1970 or with reason StartError."""
     ended = terminated(pod)
     if ended:
@@ -70,7 +68,7 @@ def has_started(pod: Thing) -> bool:
     return is_running(pod)
 
 
-def ran_for(pod: Thing) -> timedelta:
+def ran_for(pod: Manifest) -> timedelta:
     """Return for how long a container ran that has ended."""
     ended = terminated(pod)
     if not ended or not has_started(pod):

@@ -14,10 +14,10 @@ from dispatcher.deadline import with_deadline
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, diagnose
 from dispatcher.errors import BackendUnavailableError, StaleJobError
 from dispatcher.failure_reasons import failure_without_file
-from dispatcher.job import style_of, task_of
+from dispatcher.job import Manifest, style_of, task_of
 from dispatcher.metrics import Metrics
 from dispatcher.pod_status import has_ended
-from dispatcher.relay_lane import Lane, Patch, RelayOptions
+from dispatcher.relay_memory import JobMemory, RelayOptions
 from dispatcher.relay_step import (
     LOOK_AGAIN_SECONDS,
     TERMINAL_ANNOTATION,
@@ -70,7 +70,7 @@ class Relay:
         self._finished = finished
         self._may_relay = may_relay
         self._queue = WorkQueue(options.tellers, options.first_retry_seconds, options.most_retry_seconds)
-        self._lanes: dict[str, Lane] = {}
+        self._memories: dict[str, JobMemory] = {}
         self._room = Room(now)
         self._log = structlog.get_logger("relay")
 
@@ -80,7 +80,7 @@ class Relay:
 
     def phases(self) -> dict[str, int]:
         """Return how many Jobs are in which phase."""
-        return dict(Counter(lane.phase for lane in list(self._lanes.values()) if lane.phase))
+        return dict(Counter(memory.phase for memory in list(self._memories.values()) if memory.phase))
 
     def start(self) -> list[threading.Thread]:
         """Start the workers; they end after `close`."""
@@ -115,23 +115,23 @@ class Relay:
     def _look_at(self, name: str) -> None:
         """Take steps until nothing more is due now."""
         while (snapshot := self._backend.snapshot(name)) is not None:
-            lane = self._lane(name, snapshot)
-            job = lane.overlay(snapshot.job)
-            diagnosis = self._judge(job, lane, snapshot.pods)
-            lane.phase = diagnosis.phase
+            memory = self._memory(name, snapshot)
+            job = memory.overlay(snapshot.job)
+            diagnosis = self._judge(job, memory, snapshot.pods)
+            memory.phase = diagnosis.phase
             self._observe_style(job, diagnosis)
             if not self._may_relay():
                 self._room.observe(job, diagnosis, snapshot.pods)
                 return  # all Jobs are looked at again when this dispatcher's turn comes
-            if lane.unwritten:
-                self._teller.write(job, lane)
-            step, diagnosis = self._due(job, diagnosis, lane, snapshot.pods)
+            if memory.unwritten:
+                self._teller.write(job, memory)
+            step, diagnosis = self._due(job, diagnosis, memory, snapshot.pods)
             structlog.contextvars.bind_contextvars(style=style_of(job), task=task_of(job))
             if not self._may_relay():
                 return  # what was written and read took so long that another may relay by now
-            if isinstance(step, Tell | TellProgress) and not self._may_tell(step, job, lane):
+            if isinstance(step, Tell | TellProgress) and not self._may_tell(step, job, memory):
                 return
-            again_in = self._take(step, job, diagnosis, lane)
+            again_in = self._take(step, job, diagnosis, memory)
             if again_in is None:
                 return
             if again_in > 0:
@@ -140,26 +140,26 @@ class Relay:
         self._forget(name)
 
     def _due(
-        self, job: Patch, diagnosis: Diagnosis, lane: Lane, pods: tuple[Patch, ...]
+        self, job: Manifest, diagnosis: Diagnosis, memory: JobMemory, pods: tuple[Manifest, ...]
     ) -> tuple[Step, Diagnosis]:
         """Return what is due and what it follows from; a training is given up by what is so now."""
         name = job["metadata"]["name"]
-        events: tuple[Patch, ...] = ()
+        events: tuple[Manifest, ...] = ()
         step = self._next_step(job, diagnosis)
         if isinstance(step, ReadEvents):
             events = self._backend.events(step.about)
-            diagnosis = lane.dated(diagnose(job, pods, events), self._now())
+            diagnosis = memory.dated(diagnose(job, pods, events), self._now())
         else:
-            lane.undated_since = None
+            memory.undated_since = None
         self._room.observe(job, diagnosis, pods)
         step = self._next_step(job, diagnosis)
         if isinstance(step, GiveUp) and not job["metadata"].get("deletionTimestamp"):
             # The watch of pods may be behind: a training that runs by now is not to be ended.
-            diagnosis = lane.dated(diagnose(job, self._backend.pods_now(name), events), self._now())
+            diagnosis = memory.dated(diagnose(job, self._backend.pods_now(name), events), self._now())
             step = self._next_step(job, diagnosis)
         return step, diagnosis
 
-    def _next_step(self, job: Patch, diagnosis: Diagnosis) -> Step:
+    def _next_step(self, job: Manifest, diagnosis: Diagnosis) -> Step:
         return next_step(
             job,
             diagnosis,
@@ -169,27 +169,27 @@ class Relay:
             room_free_since=self._room.free_since(),
         )
 
-    def _judge(self, job: Patch, lane: Lane, pods: tuple[Patch, ...]) -> Diagnosis:
+    def _judge(self, job: Manifest, memory: JobMemory, pods: tuple[Manifest, ...]) -> Diagnosis:
         """Judge a Job that is over by its pods as they are now: the watch of pods may be behind the Jobs'."""
         diagnosis = self._diagnose(job, pods)
         if TERMINAL_ANNOTATION in job["metadata"]["annotations"]:
-            lane.ended.clear()
+            memory.ended.clear()
             return diagnosis
-        lane.ended.update({pod["metadata"]["name"]: pod for pod in pods if has_ended(pod)})
+        memory.ended.update({pod["metadata"]["name"]: pod for pod in pods if has_ended(pod)})
         if not diagnosis.terminal or not self._may_relay():
             return diagnosis
-        if lane.final is None:
+        if memory.final is None:
             now = {pod["metadata"]["name"]: pod for pod in self._backend.pods_now(job["metadata"]["name"])}
-            lane.final = self._diagnose(job, tuple({**lane.ended, **now}.values()))
-        return replace(lane.final, running_pod=diagnosis.running_pod)
+            memory.final = self._diagnose(job, tuple({**memory.ended, **now}.values()))
+        return replace(memory.final, running_pod=diagnosis.running_pod)
 
-    def _diagnose(self, job: Patch, pods: tuple[Patch, ...]) -> Diagnosis:
+    def _diagnose(self, job: Manifest, pods: tuple[Manifest, ...]) -> Diagnosis:
         diagnosis = diagnose(job, pods)
         if diagnosis.result and not self._backend.holds(diagnosis.result.model_path):
             return diagnosis.failed_with(failure_without_file(diagnosis.result.model_path))
         return diagnosis
 
-    def _take(self, step: Step, job: Patch, diagnosis: Diagnosis, lane: Lane) -> float | None:
+    def _take(self, step: Step, job: Manifest, diagnosis: Diagnosis, memory: JobMemory) -> float | None:
         """Take a step; return the seconds until the next look, 0 for at once, None for at the next change."""
         match step:
             case Adopt():
@@ -203,43 +203,43 @@ class Relay:
             case ReadEvents():
                 return LOOK_AGAIN_SECONDS  # they said nothing; the next ones may
             case GiveUp(failure):
-                return self._give_up(job, failure, lane)
+                return self._give_up(job, failure, memory)
             case Extend(deadline):
                 metadata, change = job["metadata"], with_deadline(job, deadline)
                 self._backend.patch(metadata["name"], change, metadata["resourceVersion"])
                 return None
-            case Tell(notice):
-                return self._teller.tell(notice, job, diagnosis, lane)
+            case Tell(status):
+                return self._teller.tell(status, job, diagnosis, memory)
             case TellProgress(pod):
-                return self._teller.tell_progress(pod, job, lane)
+                return self._teller.tell_progress(pod, job, memory)
             case Release():
-                self._teller.release(job, lane)
+                self._teller.release(job, memory)
                 return None
             case Wait(seconds):
                 return seconds
 
-    def _may_tell(self, step: Tell | TellProgress, job: Patch, lane: Lane) -> bool:
+    def _may_tell(self, step: Tell | TellProgress, job: Manifest, memory: JobMemory) -> bool:
         """Whether the backend may be told now; if not, the Job is looked at when it may."""
-        name, remaining = job["metadata"]["name"], self._teller.due_in(step, lane)
+        name, remaining = job["metadata"]["name"], self._teller.due_in(step, memory)
         if remaining > 0:
             self._queue.add(name, remaining)
             return False
         return self._queue.may_ask(name, self._teller.host(job))
 
-    def _start_training(self, job: Patch) -> None:
-        if self._styles.release(job["metadata"]["name"]):
+    def _start_training(self, job: Manifest) -> None:
+        if self._styles.start(job["metadata"]["name"]):
             patch_job(self._backend, job, end_of_hold(job))
             self._log.info("the style is free, the Job may start")
 
-    def _give_up(self, job: Patch, failure: TrainingFailure, lane: Lane) -> float | None:
+    def _give_up(self, job: Manifest, failure: TrainingFailure, memory: JobMemory) -> float | None:
         deleting = bool(job["metadata"].get("deletionTimestamp"))
         if deleting:
             # Before the verdict, which is the sign that this is done.
             self._backend.stop_pods(job["metadata"]["name"])
-        change: Patch = {"metadata": {"annotations": {}}} if deleting else with_deadline(job, 1)
+        change: Manifest = {"metadata": {"annotations": {}}} if deleting else with_deadline(job, 1)
         change["metadata"]["annotations"][VERDICT_ANNOTATION] = failure.model_dump_json()
         patch_job(self._backend, job, change)
-        lane.annotations.update(change["metadata"]["annotations"])
+        memory.annotations.update(change["metadata"]["annotations"])
         self._log.warning(
             "the training is given up", failure_code=failure.failure_code, reason=failure.failure_reason
         )
@@ -265,7 +265,7 @@ class Relay:
             if not diagnose(job, ()).terminal:
                 self._styles.observe(job)
 
-    def _observe_style(self, job: Patch, diagnosis: Diagnosis) -> None:
+    def _observe_style(self, job: Manifest, diagnosis: Diagnosis) -> None:
         if diagnosis.terminal and not diagnosis.running_pod:
             self._leave_style(job["metadata"]["name"])
         else:
@@ -279,7 +279,7 @@ class Relay:
         if again_in > 0:
             self._queue.add(name, again_in)
             return
-        self._lanes.pop(name, None)
+        self._memories.pop(name, None)
         self._room.forget(name)
         self._leave_style(name)
 
@@ -290,9 +290,9 @@ class Relay:
                 self._queue.add(other)
             self._finished()
 
-    def _lane(self, name: str, snapshot: Snapshot) -> Lane:
+    def _memory(self, name: str, snapshot: Snapshot) -> JobMemory:
         uid = snapshot.job["metadata"]["uid"]
-        lane = self._lanes.get(name)
-        if lane is None or lane.uid != uid:
-            lane = self._lanes[name] = Lane(uid)
-        return lane
+        memory = self._memories.get(name)
+        if memory is None or memory.uid != uid:
+            memory = self._memories[name] = JobMemory(uid)
+        return memory

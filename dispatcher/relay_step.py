@@ -26,7 +26,7 @@ LOOK_AGAIN_SECONDS: Final = 60.0
 """Until Events are read anew of what has not failed, or may have gone on."""
 
 
-class Notice(StrEnum):
+class Status(StrEnum):
     PROCESSING = "processing"
     COMPLETED = "completed"
     FAILED = "failed"
@@ -34,7 +34,7 @@ class Notice(StrEnum):
     @property
     def stage(self) -> str:
         """What the id of its delivery is made of: a Job has one end, whichever it is."""
-        return "processing" if self is Notice.PROCESSING else "terminal"
+        return "processing" if self is Status.PROCESSING else "terminal"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Adopt:
 
 @dataclass(frozen=True)
 class Start:
-    """Release a Job that waited for its style."""
+    """Let a Job start that waited for its style."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Extend:
 
 @dataclass(frozen=True)
 class Tell:
-    notice: Notice
+    status: Status
 
 
 @dataclass(frozen=True)
@@ -127,11 +127,11 @@ def next_step(
     if diagnosis.failure and cancelled and VERDICT_ANNOTATION not in annotations:
         return GiveUp(diagnosis.failure)
     if diagnosis.started and PROCESSING_ANNOTATION not in annotations:
-        return Tell(Notice.PROCESSING)
+        return Tell(Status.PROCESSING)
     if diagnosis.phase is Phase.COMPLETED:
-        return Tell(Notice.COMPLETED)
+        return Tell(Status.COMPLETED)
     if diagnosis.phase is Phase.FAILED:
-        return Tell(Notice.FAILED)
+        return Tell(Status.FAILED)
     if diagnosis.phase is Phase.RUNNING and diagnosis.running_pod:
         return TellProgress(diagnosis.running_pod)
     if waits(job) and is_next_of_style:

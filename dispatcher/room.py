@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis
-from dispatcher.pod_status import Thing, is_on_node
+from dispatcher.job import Manifest
+from dispatcher.pod_status import is_on_node
 
 
 class Room:
@@ -21,7 +22,7 @@ class Room:
         self._taken_by: set[str] = set()
         self._free_since = now()
 
-    def observe(self, job: Thing, diagnosis: Diagnosis, pods: Iterable[Thing]) -> None:
+    def observe(self, job: Manifest, diagnosis: Diagnosis, pods: Iterable[Manifest]) -> None:
         """Take note of whether a Job takes room.
 
         A Job whose pod has a node but still waits for a volume counts as taking none: else two that wait for

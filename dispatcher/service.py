@@ -26,7 +26,7 @@ from dispatcher.metrics import Metrics
 from dispatcher.notices import Notices
 from dispatcher.queues import Queues
 from dispatcher.relay import Relay
-from dispatcher.relay_lane import RelayOptions
+from dispatcher.relay_memory import RelayOptions
 from dispatcher.settings import DispatcherSettings
 from dispatcher.style_lanes import StyleLanes
 from dispatcher.webhook import Webhook

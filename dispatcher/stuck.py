@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from dispatcher.job import Manifest
 from dispatcher.obstacles import find_obstacle, is_of_pull, is_of_trainer, newest
 from dispatcher.pod_status import (
-    Thing,
     condition,
     container,
     is_over,
@@ -75,7 +75,9 @@ class Unexplained:
     """The uid of the pod, or of the Job where it has no pod."""
 
 
-def what_holds(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> Stuck | Unexplained | None:
+def what_holds(
+    job: Manifest, pods: Sequence[Manifest], events: Sequence[Manifest]
+) -> Stuck | Unexplained | None:
     """Say what keeps a Job that is neither over nor running from running; None for nothing that is known.
 
     Args:
@@ -91,7 +93,7 @@ def what_holds(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> St
     return _by_status(pods[-1], events) or _creating(pods[-1], events)
 
 
-def _by_status(pod: Thing, events: Sequence[Thing]) -> Stuck | None:
+def _by_status(pod: Manifest, events: Sequence[Manifest]) -> Stuck | None:
     reason, message = waiting(pod).get("reason"), waiting(pod).get("message") or ""
     # Once it has a node: before that, an autoscaler may have taken its time.
     since = time_of(pod.get("status", {}).get("startTime") or pod["metadata"].get("creationTimestamp"))
@@ -126,7 +128,7 @@ def _by_status(pod: Thing, events: Sequence[Thing]) -> Stuck | None:
     return None
 
 
-def _pulling(stuck: Stuck, pod: Thing, events: Sequence[Thing]) -> Stuck:
+def _pulling(stuck: Stuck, pod: Manifest, events: Sequence[Manifest]) -> Stuck:
     """An image that the kubelet tries to pull again and again: it may have come far before it first failed.
 
     While a new try goes on, the status still shows how the last one failed.
@@ -146,7 +148,7 @@ def _pulling(stuck: Stuck, pod: Thing, events: Sequence[Thing]) -> Stuck:
     )
 
 
-def _configuring(stuck: Stuck, pod: Thing, events: Sequence[Thing]) -> Stuck:
+def _configuring(stuck: Stuck, pod: Manifest, events: Sequence[Manifest]) -> Stuck:
     """A container that cannot be made, perhaps after a long pull. Each try tells of the image anew."""
     about = pod["metadata"].get("uid")
     if not about:
@@ -158,7 +160,7 @@ def _configuring(stuck: Stuck, pod: Thing, events: Sequence[Thing]) -> Stuck:
     return replace(stuck, since=max(stuck.since, obstacle.since))
 
 
-def _creating(pod: Thing, events: Sequence[Thing]) -> Stuck | Unexplained | None:
+def _creating(pod: Manifest, events: Sequence[Manifest]) -> Stuck | Unexplained | None:
     """A pod that has its node and whose container is being created: volumes, network, image."""
     since, about = time_of(pod.get("status", {}).get("startTime")), pod["metadata"].get("uid")
     if since is None or not about or waiting(pod).get("reason") not in (None, "ContainerCreating"):
@@ -176,7 +178,9 @@ def _creating(pod: Thing, events: Sequence[Thing]) -> Stuck | Unexplained | None
     )
 
 
-def _without_pod(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> Stuck | Unexplained | None:
+def _without_pod(
+    job: Manifest, pods: Sequence[Manifest], events: Sequence[Manifest]
+) -> Stuck | Unexplained | None:
     """A Job that should have a pod by now: its first, or the one that tries again."""
     started = job.get("status", {}).get("startTime") or job["metadata"].get("creationTimestamp")
     # The later of both: a Job that was suspended meanwhile has a new start.
@@ -199,7 +203,7 @@ def _without_pod(job: Thing, pods: Sequence[Thing], events: Sequence[Thing]) -> 
     )
 
 
-def _ended_at(pod: Thing) -> str | None:
+def _ended_at(pod: Manifest) -> str | None:
     ended: str | None = (terminated(pod) or {}).get("finishedAt")
     return ended or pod.get("status", {}).get("startTime")
 

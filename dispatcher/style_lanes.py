@@ -38,7 +38,7 @@ class StyleLanes:
         self._lanes: dict[str, dict[str, Place]] = {}
         self._style_of: dict[str, str] = {}
         self._expected_until: dict[str, float] = {}
-        self._released: set[str] = set()
+        self._started: set[str] = set()
         """The Jobs that were released, or seen to be; a watch that is behind shows them waiting still."""
 
     def enter(self, job: Manifest, accepted_ns: int) -> int | None:
@@ -77,8 +77,8 @@ class StyleLanes:
         name, style, place = job["metadata"]["name"], _key(job), _place(job)
         with self._lock:
             if place[0] == _MAY_RUN:
-                self._released.add(name)
-            elif name in self._released:
+                self._started.add(name)
+            elif name in self._started:
                 place = (_MAY_RUN, name)
             self._lanes.setdefault(style, {})[name] = place
             self._style_of[name] = style
@@ -88,7 +88,7 @@ class StyleLanes:
         """Forget a Job that is finished or gone; whether it was known."""
         with self._lock:
             self._expected_until.pop(name, None)
-            self._released.discard(name)
+            self._started.discard(name)
             style = self._style_of.pop(name, None)
             lane = self._lanes.get(style) if style else None
             if style and lane is not None:
@@ -102,14 +102,14 @@ class StyleLanes:
         with self._lock:
             return _may_go(self._lanes.get(self._style_of.get(name, ""), {}), name)
 
-    def release(self, name: str) -> bool:
-        """Take note that a Job is about to be released; False when another came before it meanwhile."""
+    def start(self, name: str) -> bool:
+        """Take note that a Job is about to be started; False when another came before it meanwhile."""
         with self._lock:
             lane = self._lanes.get(self._style_of.get(name, ""), {})
             if not _may_go(lane, name):
                 return False
             lane[name] = (_MAY_RUN, name)
-            self._released.add(name)
+            self._started.add(name)
             return True
 
     def count(self, besides: str) -> int:

@@ -16,7 +16,7 @@ from dispatcher.backends import Snapshot
 from dispatcher.backends.kubernetes_client import describe, post, translated, unreachable
 from dispatcher.backends.kubernetes_events import Events
 from dispatcher.backends.kubernetes_slim import JOB_NAME_LABEL, slim_job, slim_pod
-from dispatcher.backends.reflector import Reflector, Thing
+from dispatcher.backends.reflector import Reflector
 from dispatcher.errors import BackendUnavailableError, JobConflictError, StaleJobError
 from dispatcher.job import SELECTOR, Manifest, same_request
 from job_contract import names
@@ -94,7 +94,7 @@ class KubernetesBackend:
         uid = job["metadata"]["uid"]
         return Snapshot(job, tuple(pod for pod in pods if pod["owner"] == uid))
 
-    def pods_now(self, name: str) -> tuple[Thing, ...]:
+    def pods_now(self, name: str) -> tuple[Manifest, ...]:
         job = self._jobs.get(name)
         try:
             response = self._core.list_namespaced_pod(
@@ -110,7 +110,7 @@ class KubernetesBackend:
             raise unreachable(error) from error
         return tuple(pod for pod in pods if job and pod["owner"] == job["metadata"]["uid"])
 
-    def jobs_now(self) -> Iterator[Thing]:
+    def jobs_now(self) -> Iterator[Manifest]:
         token = None
         while token != "":
             try:
@@ -191,7 +191,7 @@ class KubernetesBackend:
         # The models volume is not mounted here. The trainer reads the file back before it says so.
         return True
 
-    def events(self, about: str) -> tuple[Thing, ...]:
+    def events(self, about: str) -> tuple[Manifest, ...]:
         return self._events.about(about)
 
     def record_event(self, job: Manifest, reason: str, message: str, *, warning: bool = False) -> None:
@@ -232,10 +232,10 @@ class KubernetesBackend:
     def silent_for(self) -> float:
         return max(self._jobs.silent_for, self._pods.silent_for)
 
-    def _job_changed(self, job: Thing) -> None:
+    def _job_changed(self, job: Manifest) -> None:
         self._report(job["metadata"]["name"])
 
-    def _pod_changed(self, pod: Thing) -> None:
+    def _pod_changed(self, pod: Manifest) -> None:
         job, name = pod["job"], pod["metadata"]["name"]
         with self._lock:
             pods = self._pods_of.setdefault(job, set())
@@ -247,7 +247,7 @@ class KubernetesBackend:
                     del self._pods_of[job]
         self._report(job)
 
-    def _read(self, name: str) -> Thing | None:
+    def _read(self, name: str) -> Manifest | None:
         try:
             response = self._batch.read_namespaced_job(
                 name, self._namespace, _preload_content=False, _request_timeout=_TIMEOUT

@@ -12,7 +12,6 @@ from kubernetes import client
 from kubernetes.client import ApiException
 
 from dispatcher.backends.kubernetes_client import describe
-from dispatcher.backends.reflector import Thing
 from dispatcher.job import Manifest
 from job_contract.redaction import redact
 
@@ -26,10 +25,10 @@ class Events:
     def __init__(self, core: client.CoreV1Api, namespace: str) -> None:
         self._core = core
         self._namespace = namespace
-        self._to_write: queue.SimpleQueue[Thing | None] = queue.SimpleQueue()
+        self._to_write: queue.SimpleQueue[Manifest | None] = queue.SimpleQueue()
         self._log = structlog.get_logger("kubernetes")
 
-    def about(self, uid: str) -> tuple[Thing, ...]:
+    def about(self, uid: str) -> tuple[Manifest, ...]:
         """Return the Events about an object, in no order; none where they cannot be read."""
         try:
             response = self._core.list_namespaced_event(

@@ -2,15 +2,14 @@
 
 from typing import Final
 
-from dispatcher.backends.reflector import Thing
-from dispatcher.job import trainer_container
+from dispatcher.job import Manifest, trainer_container
 from job_contract import names
 
 JOB_NAME_LABEL: Final = "batch.kubernetes.io/job-name"
 _JOB_UID_LABEL: Final = "batch.kubernetes.io/controller-uid"
 
 
-def slim_job(job: Thing) -> Thing:
+def slim_job(job: Manifest) -> Manifest:
     """Keep what diagnosis, relay and style lanes read; a spec is most of a Job's bytes."""
     metadata, spec = job["metadata"], job["spec"]
     template = spec["template"].get("metadata") or {}
@@ -35,7 +34,7 @@ def slim_job(job: Thing) -> Thing:
     }
 
 
-def slim_pod(pod: Thing) -> Thing:
+def slim_pod(pod: Manifest) -> Manifest:
     metadata, status = pod["metadata"], pod.get("status") or {}
     labels = metadata.get("labels") or {}
     return {
@@ -51,6 +50,6 @@ def slim_pod(pod: Thing) -> Thing:
     }
 
 
-def _slim_metadata(metadata: Thing) -> Thing:
+def _slim_metadata(metadata: Manifest) -> Manifest:
     dropped = ("managedFields", "labels", "ownerReferences", "generateName", "selfLink")
     return {key: value for key, value in metadata.items() if key not in dropped}

@@ -16,13 +16,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from dispatcher.backends.local_shim import CANNOT_START
 from dispatcher.job import Manifest, trainer_container
 from job_contract import names
-
-Thing = dict[str, Any]
 
 NOT_FOR_TRAINERS: Final = ("AMQP_URL", "BACKEND_TOKEN", "WEBHOOK_SECRET")
 
@@ -32,7 +30,7 @@ class LocalPod:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.pod: Thing = {}
+        self.pod: Manifest = {}
         self._shim: subprocess.Popen[bytes] | None = None
 
     @classmethod
@@ -71,7 +69,7 @@ class LocalPod:
         variables = self._environment(container, mounts, slots, environment)
         program = shutil.which(command[0], path=variables["PATH"]) if command else None
         now = datetime.now(UTC).isoformat()
-        state: Thing = {"running": {"startedAt": now}}
+        state: Manifest = {"running": {"startedAt": now}}
         if program is None:
             message = f"the command {command[0]} is not there" if command else "the template has no command"
             ended = {"exitCode": CANNOT_START, "reason": "StartError", "message": message, "finishedAt": now}
@@ -167,7 +165,7 @@ class LocalPod:
                 pass_fds=(lock.fileno(),),
             )
 
-    def _mount(self, job: Manifest, container: Thing, models_dir: Path) -> dict[str, Path]:
+    def _mount(self, job: Manifest, container: Manifest, models_dir: Path) -> dict[str, Path]:
         """Make the volumes and return the folder behind each mount path."""
         spec, metadata = job["spec"]["template"]["spec"], job["spec"]["template"]["metadata"]
         volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
@@ -189,7 +187,11 @@ class LocalPod:
         return mounts
 
     def _environment(
-        self, container: Thing, mounts: dict[str, Path], slots: Sequence[str], environment: Mapping[str, str]
+        self,
+        container: Manifest,
+        mounts: dict[str, Path],
+        slots: Sequence[str],
+        environment: Mapping[str, str],
     ) -> dict[str, str]:
         variables = {
             name: value for name, value in environment.items() if name.upper() not in NOT_FOR_TRAINERS
@@ -238,7 +240,7 @@ def _mounted(text: str, mounts: Mapping[str, Path]) -> str:
     return text
 
 
-def write_json(path: Path, thing: Thing) -> None:
+def write_json(path: Path, thing: Manifest) -> None:
     """Write a file so that after a crash it holds the old or the new, whole."""
     aside = path.with_name(path.name + ".new")
     with aside.open("w") as file:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from dispatcher.pod_status import Thing, terminated
+from dispatcher.job import Manifest
+from dispatcher.pod_status import terminated
 from job_contract import names
 
 
@@ -24,7 +25,7 @@ class StopPods:
 class Finish:
     """Add these conditions: the Job is over."""
 
-    conditions: list[Thing]
+    conditions: list[Manifest]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Nothing:
 Action = StartPod | StopPods | Finish | Remove | Nothing
 
 
-def next_action(job: Thing, pods: Sequence[Thing], now: datetime, first_backoff: timedelta) -> Action:
+def next_action(job: Manifest, pods: Sequence[Manifest], now: datetime, first_backoff: timedelta) -> Action:
     """Return what is to be done for a Job.
 
     The rules are those of batch/v1: podFailurePolicy, backoffLimit, a back-off of 10 s x 2^n up to 6
@@ -66,10 +67,10 @@ def next_action(job: Thing, pods: Sequence[Thing], now: datetime, first_backoff:
 
 
 def _between_pods(
-    job: Thing, pods: Sequence[Thing], now: datetime, first_backoff: timedelta, *, late: bool
+    job: Manifest, pods: Sequence[Manifest], now: datetime, first_backoff: timedelta, *, late: bool
 ) -> Action:
     """What the pods came to counts first: one that succeeded, even in its last second, has trained."""
-    failures: list[Thing] = []
+    failures: list[Manifest] = []
     for pod in pods:
         ended = terminated(pod) or {}
         if ended.get("exitCode") == 0:
@@ -93,7 +94,7 @@ def _between_pods(
     return StartPod(_not_before(pods, len(failures), now, first_backoff))
 
 
-def _policy_action(job: Thing, pod: Thing, ended: Thing) -> str:
+def _policy_action(job: Manifest, pod: Manifest, ended: Manifest) -> str:
     """Return FailJob, Ignore or Count: the first rule of podFailurePolicy that matches decides."""
     for rule in job["spec"].get("podFailurePolicy", {}).get("rules", ()):
         codes = rule.get("onExitCodes")
@@ -105,7 +106,7 @@ def _policy_action(job: Thing, pod: Thing, ended: Thing) -> str:
     return "Count"
 
 
-def _not_before(pods: Sequence[Thing], failures: int, now: datetime, first_backoff: timedelta) -> datetime:
+def _not_before(pods: Sequence[Manifest], failures: int, now: datetime, first_backoff: timedelta) -> datetime:
     """The back-off after the last pod; disruptions do not lengthen it, but never follow at once."""
     if not pods:
         return now
@@ -113,7 +114,7 @@ def _not_before(pods: Sequence[Thing], failures: int, now: datetime, first_backo
     return last + min(first_backoff * 2.0 ** (max(failures, 1) - 1), timedelta(minutes=6))
 
 
-def _deadline(job: Thing, pods: Sequence[Thing], now: datetime) -> datetime | None:
+def _deadline(job: Manifest, pods: Sequence[Manifest], now: datetime) -> datetime | None:
     """When the pods will have run for as long as they may, should one run from now on."""
     seconds = job["spec"].get("activeDeadlineSeconds")
     if not pods or not seconds:
@@ -122,7 +123,7 @@ def _deadline(job: Thing, pods: Sequence[Thing], now: datetime) -> datetime | No
     return now + timedelta(seconds=seconds) - ran
 
 
-def _finished(pod: Thing, now: datetime) -> datetime:
+def _finished(pod: Manifest, now: datetime) -> datetime:
     ended = terminated(pod)
     return _time(ended["finishedAt"]) if ended else now
 
@@ -131,14 +132,14 @@ def _time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def _finished_at(job: Thing) -> datetime | None:
+def _finished_at(job: Manifest) -> datetime | None:
     for condition in job["status"].get("conditions") or ():
         if condition["type"] in ("Complete", "Failed") and condition["status"] == "True":
             return _time(condition["lastTransitionTime"])
     return None
 
 
-def _after_finish(job: Thing, finished_at: datetime, now: datetime) -> Action:
+def _after_finish(job: Manifest, finished_at: datetime, now: datetime) -> Action:
     seconds = job["spec"].get("ttlSecondsAfterFinished")
     if seconds is None:
         return Nothing()
@@ -148,11 +149,11 @@ def _after_finish(job: Thing, finished_at: datetime, now: datetime) -> Action:
     return Remove() if not job["metadata"].get("finalizers") else Nothing()
 
 
-def _failed(reason: str, message: str, now: datetime) -> list[Thing]:
+def _failed(reason: str, message: str, now: datetime) -> list[Manifest]:
     return _conditions("FailureTarget", "Failed", reason, message, now)
 
 
-def _conditions(first: str, last: str, reason: str, message: str, now: datetime) -> list[Thing]:
+def _conditions(first: str, last: str, reason: str, message: str, now: datetime) -> list[Manifest]:
     when = now.isoformat()
     return [
         {"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": when}

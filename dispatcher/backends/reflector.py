@@ -16,9 +16,8 @@ import structlog
 import urllib3
 from kubernetes.client import ApiException
 
+from dispatcher.job import Manifest
 from dispatcher.retry import backoff_seconds
-
-Thing = dict[str, Any]
 
 _SHORT_SECONDS: Final = 1.0
 _LONG_SECONDS: Final = 10.0
@@ -43,8 +42,8 @@ class Reflector:
         self,
         kind: str,
         call: Callable[..., Any],
-        slim: Callable[[Thing], Thing],
-        changed: Callable[[Thing], None],
+        slim: Callable[[Manifest], Manifest],
+        changed: Callable[[Manifest], None],
         silence_seconds: float = 100.0,
     ) -> None:
         self._kind = kind
@@ -59,7 +58,7 @@ class Reflector:
         self.synced = threading.Event()
         self._log = structlog.get_logger("reflector")
 
-    def get(self, name: str) -> Thing | None:
+    def get(self, name: str) -> Manifest | None:
         with self._lock:
             packed = self._things.get(name)
         return None if packed is None else json.loads(packed)
@@ -163,7 +162,7 @@ class Reflector:
             response.close()  # what is left of the stream must not answer the next request
         return version
 
-    def _apply(self, event: Thing, version: str) -> str:
+    def _apply(self, event: Manifest, version: str) -> str:
         kind, thing = event["type"], event["object"]
         if kind == "ERROR":
             if thing.get("code") == 410:
@@ -180,11 +179,11 @@ class Reflector:
         return _version(thing)
 
 
-def _pack(thing: Thing) -> bytes:
+def _pack(thing: Manifest) -> bytes:
     return json.dumps(thing, separators=(",", ":")).encode()
 
 
-def _events(response: urllib3.HTTPResponse) -> Iterator[Thing]:
+def _events(response: urllib3.HTTPResponse) -> Iterator[Manifest]:
     rest = b""
     for chunk in response.stream(amt=None, decode_content=True):
         *lines, rest = (rest + chunk).split(b"\n")
@@ -193,7 +192,7 @@ def _events(response: urllib3.HTTPResponse) -> Iterator[Thing]:
                 yield json.loads(line)
 
 
-def _version(thing: Thing) -> str:
+def _version(thing: Manifest) -> str:
     return str(thing["metadata"]["resourceVersion"])
 
 

@@ -14,7 +14,7 @@ from dispatcher.diagnosis import VERDICT_ANNOTATION
 from dispatcher.job import JobOptions, Manifest, build_job, load_template
 from dispatcher.metrics import Metrics
 from dispatcher.relay import Relay
-from dispatcher.relay_lane import RelayOptions
+from dispatcher.relay_memory import RelayOptions
 from dispatcher.style_lanes import StyleLanes, hold
 from dispatcher.webhook import Webhook
 from job_contract.outcome import TrainingResult, encode

@@ -6,7 +6,7 @@ from itertools import product
 from typing import get_args
 
 from dispatcher.metrics import Metrics
-from dispatcher.relay_step import Notice
+from dispatcher.relay_step import Status
 from dispatcher.verdict import Verdict
 from dispatcher.webhook import Delivered, Refused, TryAgain
 from tests.dispatcher.process import Dispatcher, ends
@@ -26,7 +26,7 @@ def test_every_series_that_may_come_is_there_from_the_start() -> None:
     text = Metrics().expose().decode()
     for verdict in get_args(Verdict):
         assert metric(text, f'lora_trainer_messages_total{{verdict="{verdict.__name__.lower()}"}}') == 0
-    for status, answer in product([*Notice, "progress"], (Delivered, Refused, TryAgain)):
+    for status, answer in product([*Status, "progress"], (Delivered, Refused, TryAgain)):
         labels = f'result="{answer.__name__.lower()}",status="{status}"'
         assert metric(text, f"lora_trainer_patches_total{{{labels}}}") == 0
     assert metric(text, "lora_trainer_dead_letters_total") == 0

@@ -7,7 +7,7 @@ from structlog.testing import capture_logs
 
 from dispatcher.errors import BrokerUnavailableError
 from dispatcher.queues import Queues, connect, publish, redrive
-from dispatcher.refusals import Refusals
+from dispatcher.refusal_listener import RefusalListener
 from dispatcher.verdict import Ack, Refuse, Verdict
 from tests.dispatcher.support import Amqp, consuming, is_empty, message, wait_until
 from tests.parts.broker import RabbitNode
@@ -59,7 +59,7 @@ def test_a_user_who_may_use_the_queues_alone_consumes_and_refuses_as_ever(
 def test_a_user_who_may_not_listen_is_told_before_anything_is_published(strict_rabbit: RabbitNode) -> None:
     queues = Queues("model_training")
     with pytest.raises(BrokerUnavailableError, match=r"model_training\.refusals and .*leave out --wait"):
-        Refusals(as_user(strict_rabbit, "limited"), queues, b"x")
+        RefusalListener(as_user(strict_rabbit, "limited"), queues, b"x")
 
 
 def test_a_queue_that_the_user_may_not_declare_is_named(strict_rabbit: RabbitNode) -> None:

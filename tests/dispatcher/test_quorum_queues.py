@@ -7,7 +7,7 @@ import pika
 import pytest
 
 from dispatcher.queues import Queues
-from dispatcher.refusals import Refusals
+from dispatcher.refusal_listener import RefusalListener
 from dispatcher.verdict import Ack, Postpone, Refuse, Verdict
 from tests.dispatcher.support import Amqp, consuming, is_empty, message, resumed, through, wait_until
 from tests.parts.broker import RabbitNode
@@ -138,7 +138,7 @@ def test_a_notice_that_came_back_often_goes_behind_the_others(amqp: Amqp) -> Non
 
 def test_submit_wait_hears_of_a_refusal_where_queues_are_quorum_queues(quorum: Amqp) -> None:
     """A quorum queue cannot be exclusive, as the one that listens is."""
-    with Refusals(quorum.url, quorum.queues, b"x") as refusals:
+    with RefusalListener(quorum.url, quorum.queues, b"x") as refusals:
         quorum.publish(b"x")
         with consuming(quorum.url, quorum.queues, lambda _b, _i: Refuse("it is bad")):
             wait_until(lambda: refusals.wait(0.1) == "it is bad")

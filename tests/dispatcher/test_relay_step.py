@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from dispatcher.diagnosis import VERDICT_ANNOTATION, Diagnosis, Phase
-from dispatcher.relay_lane import Lane
+from dispatcher.relay_memory import JobMemory
 from dispatcher.relay_step import (
     PROCESSING_ANNOTATION,
     TERMINAL_ANNOTATION,
     Adopt,
     GiveUp,
-    Notice,
     ReadEvents,
     Release,
     Start,
+    Status,
     Step,
     Tell,
     TellProgress,
@@ -134,7 +134,7 @@ def test_nothing_is_told_of_a_job_that_is_not_held() -> None:
 
 def test_processing_is_told_once_the_container_has_started_and_not_before() -> None:
     for diagnosis, flags in ALL:
-        if step(diagnosis, *flags) == Tell(Notice.PROCESSING):
+        if step(diagnosis, *flags) == Tell(Status.PROCESSING):
             assert DIAGNOSES[diagnosis].started, (diagnosis, flags)
             assert "processing_told" not in flags
 
@@ -142,10 +142,10 @@ def test_processing_is_told_once_the_container_has_started_and_not_before() -> N
 def test_an_end_is_told_only_of_a_job_that_has_ended_and_after_processing_where_that_is_due() -> None:
     for diagnosis, flags in ALL:
         due = step(diagnosis, *flags)
-        if due in (Tell(Notice.COMPLETED), Tell(Notice.FAILED)):
+        if due in (Tell(Status.COMPLETED), Tell(Status.FAILED)):
             assert DIAGNOSES[diagnosis].terminal, (diagnosis, flags)
             assert "processing_told" in flags or not DIAGNOSES[diagnosis].started
-            assert (due == Tell(Notice.COMPLETED)) == (diagnosis == "completed")
+            assert (due == Tell(Status.COMPLETED)) == (diagnosis == "completed")
 
 
 def test_every_held_job_that_ended_has_its_end_told_in_a_few_steps() -> None:
@@ -156,7 +156,7 @@ def test_every_held_job_that_ended_has_its_end_told_in_a_few_steps() -> None:
         now = set(flags)
         for _ in range(5):
             match step(diagnosis, *now):
-                case Tell(Notice.PROCESSING):
+                case Tell(Status.PROCESSING):
                     now.add("processing_told")
                 case Tell():
                     now.add("terminal_told")
@@ -171,7 +171,7 @@ def test_every_held_job_that_ended_has_its_end_told_in_a_few_steps() -> None:
 
 def test_a_cancellation_is_written_down_before_it_is_told() -> None:
     assert step("cancelled", "held", "deleting", "processing_told") == GiveUp(CANCELLED)
-    assert step("cancelled", "held", "deleting", "processing_told", "verdict") == Tell(Notice.FAILED)
+    assert step("cancelled", "held", "deleting", "processing_told", "verdict") == Tell(Status.FAILED)
 
 
 @pytest.mark.parametrize(
@@ -181,12 +181,12 @@ def test_a_cancellation_is_written_down_before_it_is_told() -> None:
         ("completed", "", Adopt()),
         ("waiting", "held", Wait()),
         ("retrying", "held processing_told", Wait()),
-        ("retrying", "held", Tell(Notice.PROCESSING)),
-        ("running", "held", Tell(Notice.PROCESSING)),
+        ("retrying", "held", Tell(Status.PROCESSING)),
+        ("running", "held", Tell(Status.PROCESSING)),
         ("running", "held processing_told", TellProgress("pod")),
-        ("completed", "held", Tell(Notice.PROCESSING)),
-        ("completed", "held processing_told", Tell(Notice.COMPLETED)),
-        ("never started", "held", Tell(Notice.FAILED)),
+        ("completed", "held", Tell(Status.PROCESSING)),
+        ("completed", "held processing_told", Tell(Status.COMPLETED)),
+        ("never started", "held", Tell(Status.FAILED)),
         ("waiting", "held suspended next", Start()),
         ("waiting", "held suspended", Wait()),
         ("completed", "terminal_told deleting", Wait()),
@@ -238,7 +238,7 @@ def test_a_pull_that_goes_on_at_the_end_of_its_grace_is_waited_for_and_a_later_o
 
 
 def test_what_no_event_dates_counts_from_the_first_time_that_they_were_asked_in_vain() -> None:
-    lane, undated = Lane("uid"), DIAGNOSES["undated"]
+    lane, undated = JobMemory("uid"), DIAGNOSES["undated"]
     assert due_of(lane.dated(undated, NOW), "held") == Wait(600.0)
     later = NOW + timedelta(minutes=4)
     assert due_of(lane.dated(undated, later), "held", now=later) == Wait(360.0)
@@ -261,7 +261,7 @@ def test_a_suspended_job_that_does_not_wait_for_its_style_is_left_to_whoever_sus
 
 def test_trainings_that_start_together_do_not_report_together() -> None:
     """A thousand of them would come at once every 30 seconds."""
-    lanes = [Lane("uid") for _ in range(100)]
+    lanes = [JobMemory("uid") for _ in range(100)]
     before = time.monotonic()
     for lane in lanes:
         lane.choose_first_progress(30.0)

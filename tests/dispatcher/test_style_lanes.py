@@ -125,7 +125,7 @@ def test_where_dispatchers_share_the_styles_no_job_starts_before_it_is_released(
     assert lanes.enter(job("a"), 1) == 1
     assert lanes.enter(job("b"), 2) == 2
     assert lanes.is_next("a")
-    assert lanes.release("a")
+    assert lanes.start("a")
     # A message that comes again keeps its place, and never starts beside what was released.
     assert lanes.enter(job("b"), 3) == 2
     assert lanes.enter(job("a"), 4) == 4
@@ -135,13 +135,13 @@ def test_a_released_job_keeps_its_style_though_the_watch_shows_it_waiting_still(
     """Another dispatcher's clock may put a later Job before it, which was once released beside it."""
     lanes = StyleLanes(shared=True)
     lanes.observe(waiting("a", 10))
-    assert lanes.release("a")
+    assert lanes.start("a")
     lanes.observe(waiting("earlier", 5))
     lanes.observe(waiting("a", 10))
     assert not lanes.is_next("earlier")
-    assert not lanes.release("earlier")
+    assert not lanes.start("earlier")
     lanes.leave("a")
-    assert lanes.release("earlier")
+    assert lanes.start("earlier")
 
 
 def test_of_two_workers_that_look_at_two_jobs_of_a_style_one_releases() -> None:
@@ -150,8 +150,8 @@ def test_of_two_workers_that_look_at_two_jobs_of_a_style_one_releases() -> None:
     assert lanes.is_next("a")
     lanes.observe(waiting("b", 5))
     assert lanes.is_next("b")
-    assert lanes.release("b")
-    assert not lanes.release("a")
+    assert lanes.start("b")
+    assert not lanes.start("a")
 
 
 def test_a_job_that_entered_first_but_was_created_suspended_by_an_earlier_process_waits() -> None:
@@ -167,7 +167,7 @@ def test_a_job_that_entered_first_but_was_created_suspended_by_an_earlier_proces
 def test_a_job_of_a_name_that_was_released_before_waits_again() -> None:
     lanes = StyleLanes(shared=True)
     lanes.observe(waiting("a", 10))
-    assert lanes.release("a")
+    assert lanes.start("a")
     lanes.leave("a")
     lanes.observe(waiting("a", 20))
     lanes.observe(waiting("b", 15))
@@ -178,13 +178,13 @@ def test_a_job_whose_release_is_not_confirmed_waits_while_a_rerun_by_hand_may_ru
     """Its PATCH had failed, and the name decided which of the two that may run was next."""
     lanes = StyleLanes()
     lanes.observe(waiting("a", 10))
-    assert lanes.release("a")
+    assert lanes.start("a")
     lanes.observe(job("rerun"))
     assert not lanes.is_next("a")
-    assert not lanes.release("a")
+    assert not lanes.start("a")
     lanes.leave("rerun")
     assert lanes.is_next("a")
-    assert lanes.release("a")
+    assert lanes.start("a")
 
 
 def test_a_message_that_comes_again_starts_no_job_beside_a_rerun_by_hand() -> None:

@@ -9,7 +9,7 @@ from dispatcher.backends import Snapshot
 from dispatcher.backends.kubernetes import KubernetesBackend
 from dispatcher.metrics import Metrics
 from dispatcher.relay import Relay
-from dispatcher.relay_lane import RelayOptions
+from dispatcher.relay_memory import RelayOptions
 from dispatcher.style_lanes import StyleLanes, hold
 from dispatcher.webhook import Webhook
 from tests.dispatcher.cluster import RESULT, batch_api, name_of, new_job, wait_told, watching
@@ -62,7 +62,7 @@ def test_who_takes_over_knows_what_another_released_that_its_watch_does_not_show
     relay.observe_now()
     relay.observe_all()  # from memory, which shows neither
     assert not lanes.is_next(name_of(earlier))
-    assert not lanes.release(name_of(earlier))
+    assert not lanes.start(name_of(earlier))
 
 
 def test_a_training_that_somebody_suspends_after_its_release_is_left_alone(

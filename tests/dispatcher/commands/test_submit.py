@@ -12,7 +12,7 @@ import pytest
 from dispatcher.__main__ import main
 from dispatcher.backends.kubernetes import KubernetesBackend
 from dispatcher.queues import refusal_key
-from dispatcher.refusals import Refusals
+from dispatcher.refusal_listener import RefusalListener
 from tests.dispatcher.cluster import RESULT, batch_api, new_job, wait_told
 from tests.dispatcher.commands.printed import Printed
 from tests.dispatcher.process import Dispatcher
@@ -199,7 +199,10 @@ def test_submit_wait_ends_when_its_job_goes_and_not_when_the_cluster_does_not_an
 
 
 def test_two_that_wait_hear_of_their_own_refusal_only(amqp: Amqp) -> None:
-    with Refusals(amqp.url, amqp.queues, b"one") as one, Refusals(amqp.url, amqp.queues, b"two") as two:
+    with (
+        RefusalListener(amqp.url, amqp.queues, b"one") as one,
+        RefusalListener(amqp.url, amqp.queues, b"two") as two,
+    ):
         with pika.BlockingConnection(pika.URLParameters(amqp.url)) as connection:
             connection.channel().basic_publish(amqp.queues.refusals, refusal_key(b"two"), b"it is bad")
         wait_until(lambda: two.wait(0.05) == "it is bad")

@@ -5,13 +5,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 from dispatcher.diagnosis import Diagnosis
+from dispatcher.job import Manifest
 from dispatcher.retry import backoff_seconds
 from job_contract.progress import Progress
-
-Patch = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class RelayOptions:
 
 
 @dataclass
-class Lane:
+class JobMemory:
     """What this process remembers of a Job; losing it costs a repetition at the most, never a status."""
 
     uid: str
@@ -45,14 +43,14 @@ class Lane:
     progress: Progress | None = None
     progress_due: float = 0.0
     """When progress may be told, by the monotonic clock; 0 until the training was first seen to run."""
-    ended: dict[str, Patch] = field(default_factory=dict)
+    ended: dict[str, Manifest] = field(default_factory=dict)
     """The pods that were seen to have ended; with a short TTL their last words outlast them here only."""
     final: Diagnosis | None = None
     """How the Job ended, once that was made sure of."""
     undated_since: datetime | None = None
     """When Events were first asked since when the training cannot start, and did not say."""
 
-    def overlay(self, job: Patch) -> Patch:
+    def overlay(self, job: Manifest) -> Manifest:
         """Return the Job with what we wrote to it, until the snapshot has caught up."""
         metadata = job["metadata"]
         shown = metadata.get("annotations") or {}

@@ -15,7 +15,7 @@ from dispatcher.publisher import FULL_SECONDS, Publisher, is_refused_already
 _HURRY_SECONDS: Final = 1.0
 
 
-class RefusedMessages:
+class DeadLetters:
     """Those of one channel of the work queue, on the connection's thread.
 
     Args:

@@ -15,7 +15,7 @@ from dispatcher.errors import BrokerUnavailableError
 from dispatcher.queues import Queues, connect, error_text, refusal_key
 
 
-class Refusals:
+class RefusalListener:
     """Listens for the refusal of one message, from before it is published.
 
     Raises:
