@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
@@ -33,33 +34,31 @@ _NOTICE_HANDLERS: Final = 4
 _UNFORESEEN_SECONDS: Final = 5.0
 
 
+@dataclass(frozen=True)
+class Work:
+    """What is done with what comes out of the queues."""
+
+    handle: Callable[[bytes, str | None], Verdict]
+    """Body and message_id of a request to a Verdict; called on several threads."""
+    send_notice: Callable[[bytes], float | None]
+    """A notice's body to the seconds after which to try again, or None when it is done."""
+    seen_depth: Callable[[int], None] = lambda _messages: None
+    """Called now and then with how many requests wait."""
+    buried: Callable[[], None] = lambda: None
+    """Called for each dead letter that was written."""
+
+
 class Broker:
     """Consumes the work queue and the queue of notices until told to stop.
 
     Args:
-        handle: body and message_id to a Verdict; called on several threads.
-        send_notice: a notice's body to the seconds after which to try again, or None when it is done.
-        seen_depth: called now and then with how many requests wait.
-        buried: called for each dead letter that was written.
         handlers: how many messages are handled at once.
     """
 
-    def __init__(
-        self,
-        url: str,
-        queues: Queues,
-        handle: Callable[[bytes, str | None], Verdict],
-        send_notice: Callable[[bytes], float | None],
-        seen_depth: Callable[[int], None] = lambda _messages: None,
-        buried: Callable[[], None] = lambda: None,
-        handlers: int = 8,
-    ) -> None:
+    def __init__(self, url: str, queues: Queues, work: Work, handlers: int = 8) -> None:
         self._url = url
         self._queues = queues
-        self._handle = handle
-        self._send_notice = send_notice
-        self._seen_depth = seen_depth
-        self._buried = buried
+        self._work = work
         self._handlers = handlers
         self._consuming: _Consumption | None = None
         self._log = structlog.get_logger("broker")
@@ -109,17 +108,7 @@ class Broker:
         connection = connect(self._url)
         handlers, notice_handlers = Handlers(connection, pool), Handlers(connection, notice_pool)
         try:
-            consumption = _Consumption(
-                connection,
-                self._queues,
-                handlers,
-                self._handle,
-                notice_handlers,
-                self._send_notice,
-                self._seen_depth,
-                self._buried,
-                stop,
-            )
+            consumption = _Consumption(connection, self._queues, self._work, handlers, notice_handlers, stop)
             self._consuming = consumption
             self._log.info("consuming", queue=self._queues.work)
             consumption.run()
@@ -137,41 +126,38 @@ class _Consumption:
         self,
         connection: BlockingConnection,
         queues: Queues,
+        work: Work,
         handlers: Handlers,
-        handle: Callable[[bytes, str | None], Verdict],
         notice_handlers: Handlers,
-        send_notice: Callable[[bytes], float | None],
-        seen_depth: Callable[[int], None],
-        buried: Callable[[], None],
         stop: threading.Event,
     ) -> None:
         self._connection = connection
         self._queues = queues
         self._handlers = handlers
-        self._handle = handle
+        self._handle = work.handle
         self._notice_handlers = notice_handlers
-        self._seen_depth = seen_depth
+        self._seen_depth = work.seen_depth
         self._stop = stop
         self._depth_due = 0.0
         self._consumer: str | None = None
         self._resume_at = 0.0
         self._log = structlog.get_logger("broker")
 
-        self._work = connection.channel()
-        self._work.basic_qos(prefetch_count=_PREFETCH)
-        self._work.add_on_cancel_callback(self._cancelled)
-        queues.declare(self._work)
+        self._channel = connection.channel()
+        self._channel.basic_qos(prefetch_count=_PREFETCH)
+        self._channel.add_on_cancel_callback(self._cancelled)
+        queues.declare(self._channel)
         self._publisher = Publisher(connection, queues)
         self._refused = DeadLetters(
-            connection, self._work, self._publisher, self._take_next, buried, many=_PREFETCH // 2
+            connection, self._channel, self._publisher, self._take_next, work.buried, many=_PREFETCH // 2
         )
-        self._notices = NoticeQueue(connection, queues, self._publisher, notice_handlers, send_notice)
+        self._notices = NoticeQueue(connection, queues, self._publisher, notice_handlers, work.send_notice)
 
     def run(self) -> None:
         while not self._stop.is_set():
             if self._consumer is None and time.monotonic() >= self._resume_at:
-                self._queues.declare(self._work)
-                self._consumer = self._work.basic_consume(self._queues.work, self._on_message)
+                self._queues.declare(self._channel)
+                self._consumer = self._channel.basic_consume(self._queues.work, self._on_message)
             self._look_at_depth()
             if not self._notices.consuming:
                 raise BrokerUnavailableError(f"RabbitMQ ended the consumption of {self._queues.notices}")
@@ -184,7 +170,7 @@ class _Consumption:
     def _look_at_depth(self) -> None:
         if time.monotonic() >= self._depth_due:
             self._depth_due = time.monotonic() + _DEPTH_EVERY
-            self._seen_depth(self._queues.depth(self._work))
+            self._seen_depth(self._queues.depth(self._channel))
 
     def resume_soon(self) -> None:
         self._resume_at = 0.0
@@ -199,7 +185,7 @@ class _Consumption:
         if comes_back_too_often(properties):
             self._behind_the_others(method, properties, body)
         elif self._consumer is None:  # delivered before the cancellation took effect
-            self._work.basic_nack(method.delivery_tag, requeue=True)
+            self._channel.basic_nack(method.delivery_tag, requeue=True)
         else:
             self._begin(method, properties, body)
 
@@ -221,14 +207,14 @@ class _Consumption:
             return
         match future.result():
             case Ack():
-                self._work.basic_ack(method.delivery_tag)
+                self._channel.basic_ack(method.delivery_tag)
             case Refuse(reason, notice):
                 self._refused.refuse(method, properties, body, reason, notice)
             case Postpone(seconds, reason):
                 if comes_back_too_often(properties):
                     self._connection.call_later(FULL_SECONDS, behind_the_others)
                 else:
-                    self._work.basic_nack(method.delivery_tag, requeue=True)
+                    self._channel.basic_nack(method.delivery_tag, requeue=True)
                 if self._consumer is not None:
                     self._log.info("consumption stops for a while", reason=reason, seconds=round(seconds, 1))
                 self._stop_consuming()
@@ -240,7 +226,7 @@ class _Consumption:
         A queue at its limit takes none; then it is handled before the others.
         """
         if self._publisher.put_back(properties, body):
-            self._work.basic_ack(method.delivery_tag)
+            self._channel.basic_ack(method.delivery_tag)
         elif self._consumer is None:
             self._connection.call_later(
                 FULL_SECONDS, partial(self._behind_the_others, method, properties, body)
@@ -255,19 +241,19 @@ class _Consumption:
         """
         if self._consumer is None:
             return False
-        method, properties, body = self._work.basic_get(self._queues.work)
+        method, properties, body = self._channel.basic_get(self._queues.work)
         is_back = put_back()
         if method is not None and properties is not None:
             if is_back or comes_back_too_often(properties):
-                self._on_message(self._work, method, properties, body)
+                self._on_message(self._channel, method, properties, body)
             else:  # a publisher was quicker
-                self._work.basic_nack(method.delivery_tag, requeue=True)
+                self._channel.basic_nack(method.delivery_tag, requeue=True)
         return is_back
 
     def _stop_consuming(self) -> None:
         if self._consumer is not None:
             consumer, self._consumer = self._consumer, None
-            self._work.basic_cancel(consumer)
+            self._channel.basic_cancel(consumer)
 
     def _cancelled(self, _frame: Any) -> None:
         """The server cancelled the consumer: the queue was deleted, say. Declare it and go on."""

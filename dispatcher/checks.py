@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pika.exceptions import AMQPError
-
-from dispatcher.errors import DispatcherError
+from dispatcher.errors import BrokerUnavailableError, DispatcherError
 from dispatcher.job import load_template
-from dispatcher.queues import Queues, connect, error_text
+from dispatcher.queues import Queues, counts
 from dispatcher.service import make_allowed_hosts, make_webhook
 from dispatcher.settings import DispatcherSettings
 from job_contract.redaction import redact
@@ -53,21 +51,13 @@ def run_checks(settings: DispatcherSettings) -> Iterator[Check]:
 def _broker(settings: DispatcherSettings) -> Check:
     queues = Queues(settings.queue)
     try:
-        connection = connect(settings.amqp_url.get_secret_value())
-        try:
-            channel = connection.channel()
-            queues.declare(channel)
-            work = channel.queue_declare(queues.work, durable=True, passive=True).method
-            dead = channel.queue_declare(queues.dead, durable=True, passive=True).method
-        finally:
-            if connection.is_open:
-                connection.close()
-    except (DispatcherError, AMQPError) as error:
-        text = error_text(error)
+        found = counts(settings.amqp_url.get_secret_value(), queues)
+    except BrokerUnavailableError as error:
+        text = str(error)
         advice = next((advice for hint, advice in _BROKER_ADVICE if hint in text), _NO_BROKER)
         return Check("RabbitMQ", f"{text}; {advice}")
-    waiting = f"{work.message_count} requests wait in {queues.work} for {work.consumer_count} dispatchers"
-    return Check(f"RabbitMQ: {waiting}, {dead.message_count} were refused ({queues.dead})", None)
+    waiting = f"{found.waiting} requests wait in {queues.work} for {found.consumers} dispatchers"
+    return Check(f"RabbitMQ: {waiting}, {found.dead} were refused ({queues.dead})", None)
 
 
 def _template(settings: DispatcherSettings) -> Check:

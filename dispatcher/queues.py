@@ -112,6 +112,36 @@ def publish(url: str, queue: str, body: bytes, message_id: str | None = None) ->
             connection.close()
 
 
+@dataclass(frozen=True)
+class Counts:
+    waiting: int
+    """Requests in the work queue."""
+    consumers: int
+    dead: int
+
+
+def counts(url: str, queues: Queues) -> Counts:
+    """Count what is in the queues, which are declared where they are missing.
+
+    Raises:
+        BrokerUnavailableError: RabbitMQ cannot be reached, or does not let the user in AMQP_URL do that.
+    """
+    connection = connect(url)
+    try:
+        channel = connection.channel()
+        queues.declare(channel)
+        work, dead = (
+            channel.queue_declare(queue, durable=True, passive=True).method
+            for queue in (queues.work, queues.dead)
+        )
+        return Counts(work.message_count, work.consumer_count, dead.message_count)
+    except AMQPError as error:
+        raise BrokerUnavailableError(error_text(error)) from error
+    finally:
+        if connection.is_open:
+            connection.close()
+
+
 def redrive(url: str, queues: Queues) -> int:
     """Put the dead letters that are there now back to the work queue; return how many.
 

@@ -17,7 +17,7 @@ import structlog
 from dispatcher.allowed_hosts import AllowedHosts
 from dispatcher.backends import Backend
 from dispatcher.backends.gpus import visible_gpus
-from dispatcher.broker import Broker
+from dispatcher.broker import Broker, Work
 from dispatcher.errors import DispatcherError
 from dispatcher.health import HealthServer
 from dispatcher.intake import Intake, IntakeOptions
@@ -159,10 +159,7 @@ class Service:
         self._broker = Broker(
             settings.amqp_url.get_secret_value(),
             queues,
-            intake.handle,
-            notices.send,
-            metrics.queue_messages.set,
-            metrics.dead_letters.inc,
+            Work(intake.handle, notices.send, metrics.queue_messages.set, metrics.dead_letters.inc),
         )
         metrics.observe(self._relay.phases, backend.silent_for, lambda: self._broker.connected)
         self._metrics = metrics

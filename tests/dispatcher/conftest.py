@@ -75,7 +75,7 @@ def strict_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitNo
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a full queue did not take is tried again at once, nearly."""
-    for module in ("broker", "refused_messages", "notice_queue"):
+    for module in ("broker", "dead_letters", "notice_queue"):
         monkeypatch.setattr(f"dispatcher.{module}.FULL_SECONDS", 0.2)
 
 

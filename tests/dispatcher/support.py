@@ -13,7 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pika
 
-from dispatcher.broker import Broker
+from dispatcher.broker import Broker, Work
 from dispatcher.queues import Queues
 from dispatcher.verdict import Verdict
 
@@ -115,7 +115,7 @@ def consuming(
     handlers: int = 8,
 ) -> Iterator[Broker]:
     """Run a broker's consumption until the block ends."""
-    broker = Broker(url, queues, handle, send_notice, buried=buried, handlers=handlers)
+    broker = Broker(url, queues, Work(handle, send_notice, buried=buried), handlers)
     stop = threading.Event()
     thread = threading.Thread(target=broker.run, args=(stop,))
     thread.start()

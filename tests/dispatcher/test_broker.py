@@ -6,7 +6,7 @@ from collections import Counter
 import pika
 import pytest
 
-from dispatcher.broker import Broker
+from dispatcher.broker import Broker, Work
 from dispatcher.queues import REASON_HEADER, REFUSED_AT_HEADER
 from dispatcher.verdict import Ack, Postpone, Refuse, Verdict
 from tests.dispatcher.support import Amqp, consuming, is_empty, message, resumed, through, wait_until
@@ -361,7 +361,7 @@ def test_what_is_under_way_when_it_stops_is_acked_and_the_rest_stays(amqp: Amqp)
         done.append(body)
         return Ack()
 
-    broker = Broker(amqp.url, amqp.queues, handle, lambda _body: None)
+    broker = Broker(amqp.url, amqp.queues, Work(handle, lambda _body: None))
     for _ in range(100):
         amqp.publish(message())
     thread = threading.Thread(target=broker.run, args=(stop,))

@@ -6,7 +6,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from dispatcher.errors import BrokerUnavailableError
-from dispatcher.queues import Queues, connect, publish, redrive
+from dispatcher.queues import Queues, connect, counts, publish, redrive
 from dispatcher.refusal_listener import RefusalListener
 from dispatcher.verdict import Ack, Refuse, Verdict
 from tests.dispatcher.support import Amqp, consuming, is_empty, message, wait_until
@@ -118,6 +118,7 @@ def test_no_pika_error_leaves_the_module(amqp: Amqp) -> None:
     for action in (
         lambda: publish(wrong, amqp.queues.work, b"x"),
         lambda: redrive(wrong, amqp.queues),
+        lambda: counts(wrong, amqp.queues),
     ):
         with pytest.raises(BrokerUnavailableError) as caught:
             action()
