@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.trainer.conftest import Train, Workshop
 from trainer.checkpoint import Checkpoint, discard_checkpoints, load_newest, save_checkpoint
 from trainer.errors import StorageError
 
@@ -48,6 +49,12 @@ def test_only_the_newest_few_are_kept(tmp_path: Path) -> None:
     for epoch in (1, 2, 3, 4):
         save_checkpoint(tmp_path, make(10 * epoch, epoch=epoch), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0003", "epoch-0004"]
+
+
+def test_training_saves_as_often_and_keeps_as_many_as_is_set(workshop: Workshop, train: Train) -> None:
+    train(workshop.request(num_epochs=9), CHECKPOINT_EVERY_EPOCHS="2", CHECKPOINTS_KEPT="3")
+    names = sorted(path.name for path in workshop.folder().checkpoints.iterdir())
+    assert names == ["epoch-0006", "epoch-0008", "epoch-0009"]
 
 
 @pytest.mark.parametrize("name", ["state.safetensors", "state.json"])

@@ -303,11 +303,6 @@ def test_pictures_beside_the_weights_are_never_another_trainings(workshop: Works
     assert "samples.png" not in workshop.folder().model_card.read_text()
 
 
-def test_aspect_buckets_train_pictures_of_different_shapes(workshop: Workshop, train: Train) -> None:
-    outcome = train(workshop.request(batch_size=2), ASPECT_BUCKETS="true", RESOLUTION="128")
-    assert outcome.code == 0, outcome.log
-
-
 @pytest.mark.parametrize("name", ["images", ".downloads", "my pictures"])
 def test_pictures_in_the_styles_own_folder_are_trained_and_still_there(
     workshop: Workshop, train: Train, name: str

@@ -143,6 +143,15 @@ def test_fp16_step_casts_its_inputs_and_its_result_and_nothing_between(tiny_base
     }
 
 
+def test_convolutions_weights_lie_channels_last(tiny_base: Path) -> None:
+    """Otherwise cuDNN turns each of them around in every step."""
+    with fake_cuda() as mode, OperatorLog() as log:
+        parameters = FakeTraining(mode, log, tiny_base).unet.parameters()
+        kernels = [parameter for parameter in parameters if parameter.dim() == 4]
+        assert len(kernels) > 50
+        assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+
+
 def test_bench_counts_the_arithmetic_of_both_sides(tiny_base: Path) -> None:
     """By these two numbers it says which part of a GPU's peak was reached."""
     for side, measure in (("trainer", work_of_the_trainer), ("reference", work_of_the_plain_loop)):
