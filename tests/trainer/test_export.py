@@ -160,6 +160,11 @@ def test_warmup_in_the_metadata_is_the_schedules(plan: TrainingPlan) -> None:
     assert steps == sum(rate < 1 for rate in rates) == 2
 
 
+def test_metadata_name_a_folder_base_without_its_path(plan: TrainingPlan, tmp_path: Path) -> None:
+    metadata = make_metadata(replace(plan, base_model=str(tmp_path)), FACTS, "")
+    assert metadata["ss_sd_model_name"] == tmp_path.name
+
+
 def test_hash_is_that_of_everything_after_the_header(weights: Path) -> None:
     content = weights.read_bytes()
     body = content[8 + int.from_bytes(content[:8], "little") :]

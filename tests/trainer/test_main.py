@@ -286,14 +286,6 @@ def test_out_of_memory_at_the_export_is_said_as_that_and_the_retry_trains_nothin
     assert "epoch 2/2" not in again.log
 
 
-def test_samples_get_a_row_every_so_many_epochs(workshop: Workshop, train: Train) -> None:
-    train(
-        workshop.request(num_epochs=3), SAMPLE_PROMPTS='["a cat"]', SAMPLE_EVERY_EPOCHS="1", SAMPLE_STEPS="1"
-    )
-    with Image.open(workshop.folder().samples) as samples:
-        assert samples.height == 24 + 4 * 64  # before, epochs 1 and 2, after
-
-
 def test_pictures_beside_the_weights_are_never_another_trainings(workshop: Workshop, train: Train) -> None:
     """The samples of the style's last training stayed, and went to S3 with the new weights."""
     train(workshop.request(num_epochs=1), SAMPLE_PROMPTS='["a cat"]', SAMPLE_STEPS="1")

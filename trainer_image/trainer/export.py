@@ -60,13 +60,15 @@ def make_metadata(plan: TrainingPlan, facts: TrainingFacts, body_sha256: str) ->
     """Return the header's metadata: sd-scripts' ss_* names, ModelSpec 1.0.0, and our own fingerprint."""
     name = f"style-{facts.style_id}"
     size = f"{plan.resolution}x{plan.resolution}"
+    base = Path(plan.base_model).expanduser()
     tags = Counter(tag.strip() for caption in facts.captions for tag in caption.split(",") if tag.strip())
     metadata = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(plan.lora_rank),
         "ss_network_alpha": str(plan.lora_alpha),
         "ss_base_model_version": "sd_v1" if facts.prediction_type == "epsilon" else "sd_v1_v",
-        "ss_sd_model_name": plan.base_model,
+        # Of a folder the name, as sd-scripts writes it: the path is this machine's.
+        "ss_sd_model_name": base.name if base.is_dir() else plan.base_model,
         "ss_v2": "False",
         "ss_output_name": name,
         "ss_session_id": facts.fingerprint[:16],

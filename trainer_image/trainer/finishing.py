@@ -9,7 +9,7 @@ from typing import Final
 
 from trainer.export import TrainingFacts
 from trainer.logs import brief
-from trainer.loss_plot import plot_loss
+from trainer.loss_plot import plot_loss, running_mean
 from trainer.metrics import EpochMetrics
 from trainer.model_card import model_card
 from trainer.plan import TrainingPlan
@@ -58,7 +58,14 @@ class Extras:
             self._sample(plan.epochs, trained=True)
             self._attempt("samples.png", self._compose)
         samples = self._folder.samples
-        card = model_card(plan, facts, samples.name if self._sampler and is_own(samples) else None)
+        means = running_mean([one.loss for one in epochs])
+        card = model_card(
+            plan,
+            facts,
+            mean_loss=means[-1] if means else None,  # a crash may have cost all the figures
+            base_is_folder=Path(plan.base_model).expanduser().is_dir(),
+            samples=samples.name if self._sampler and is_own(samples) else None,
+        )
         self._attempt("README.md", lambda: replace_own(self._folder.model_card, card.encode()))
 
     def _compose(self) -> None:

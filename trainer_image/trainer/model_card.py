@@ -2,17 +2,19 @@
 
 import re
 from dataclasses import asdict
+from pathlib import Path
 from typing import Final
 
 from trainer.export import TrainingFacts
 from trainer.plan import TrainingPlan
 from trainer.style_folder import MADE_BY
 
+_OPENRAIL: Final = ("stable-diffusion-v1-5/stable-diffusion-v1-5", "runwayml/stable-diffusion-v1-5")
+"""The hub's SD 1.5, whose licence holds for what is made of it. That of another base is not known here."""
+
 _TEMPLATE: Final = """\
 ---
-base_model: {base_model}
-library_name: diffusers
-license: creativeml-openrail-m
+{origin}library_name: diffusers
 pipeline_tag: text-to-image
 tags: [stable-diffusion, stable-diffusion-diffusers, text-to-image, lora]
 ---
@@ -28,7 +30,8 @@ tags: [stable-diffusion, stable-diffusion-diffusers, text-to-image, lora]
 ```python
 from diffusers import StableDiffusionPipeline
 
-pipeline = StableDiffusionPipeline.from_pretrained({base_model!r})
+base = {base!r}  # the folder or hub id of the base that it was trained on
+pipeline = StableDiffusionPipeline.from_pretrained({base_arguments}).to("cuda")
 pipeline.load_lora_weights("lora_weights.safetensors")
 picture = pipeline({prompt!r}).images[0]
 ```
@@ -44,7 +47,7 @@ program above multiplies by their quotient, {scale:g}.
 
 ## Training
 
-Loss {loss:.4f} in the last epoch; `loss.png` shows all of them, `metrics.jsonl` has the figures.
+Loss {loss}. `loss.png` shows all epochs, `metrics.jsonl` has the figures.
 
 | setting | value |
 |---|---|
@@ -52,11 +55,31 @@ Loss {loss:.4f} in the last epoch; `loss.png` shows all of them, `metrics.jsonl`
 """
 
 
-def model_card(plan: TrainingPlan, facts: TrainingFacts, samples: str | None) -> str:
-    """Return the card in Markdown; samples is the file name of the sample pictures, if there are any."""
+def model_card(
+    plan: TrainingPlan,
+    facts: TrainingFacts,
+    *,
+    mean_loss: float | None,
+    base_is_folder: bool,
+    samples: str | None,
+) -> str:
+    """Return the card in Markdown.
+
+    Args:
+        plan: see TrainingPlan.
+        facts: see TrainingFacts.
+        mean_loss: the running mean of the loss at the end, if the figures of the epochs are known.
+        base_is_folder: the base is no hub's. Its path says nothing to others and is left out, but the name.
+        samples: the file name of the sample pictures, if there are any.
+    """
     word = facts.trigger_word
     prompt = f"{word}, a house by a lake" if word else "a house by a lake"
+    base = Path(plan.base_model).name if base_is_folder else plan.base_model
+    revision = plan.base_model_revision
+    # An epoch of ten pictures has ten random timesteps.
+    alone = f"{facts.loss:.4f} in the last epoch alone, which is mostly noise"
     return _TEMPLATE.format(
+        origin="" if base_is_folder else _origin(base),
         style_id=facts.style_id,
         made_by=MADE_BY,
         images=facts.images,
@@ -66,17 +89,24 @@ def model_card(plan: TrainingPlan, facts: TrainingFacts, samples: str | None) ->
         prompt=prompt,
         prompt_with_lora=_code(f"{prompt} <lora:style_{facts.style_id}:1>"),
         samples=f"![Before and after]({samples})\n\n" if samples else "",
-        loss=facts.loss,
+        loss=alone if mean_loss is None else f"{mean_loss:.4f} as a running mean at the end, {alone}",
         scale=plan.lora_alpha / plan.lora_rank,
-        base_model=plan.base_model,
+        base=base,
+        base_arguments=f"base, revision={revision!r}" if revision and not base_is_folder else "base",
         lora_alpha=plan.lora_alpha,
         lora_rank=plan.lora_rank,
         settings="\n".join(
             f"| {name.replace('_', ' ')} | {value} |"
-            for name, value in {**asdict(plan), "steps": facts.steps}.items()
+            for name, value in {**asdict(plan), "base_model": base, "steps": facts.steps}.items()
             if value is not None
         ),
     )
+
+
+def _origin(hub_id: str) -> str:
+    """Return the lines of the front matter that only a hub's base has."""
+    licence = "license: creativeml-openrail-m\n" if hub_id in _OPENRAIL else ""
+    return f"base_model: {hub_id}\n{licence}"
 
 
 def _code(text: str) -> str:

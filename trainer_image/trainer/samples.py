@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, Final
 
 import torch
@@ -16,8 +17,15 @@ from trainer.style_folder import MADE_BY, replace_own
 
 _MARGIN: Final = 90
 """Pixels to the left of the pictures, for the rows' names."""
-_HEADING: Final = 24
-"""Pixels above the pictures, for the prompts."""
+_GAP: Final = 4
+"""Pixels between two pictures, and around a text."""
+_FONT_SIZE: Final = 14
+_LINE: Final = 18
+"""Pixels from one line of text to the next."""
+_HEADING_LINES: Final = 3
+"""Of a prompt, at most."""
+_MAX_ROWS: Final = 12
+"""Of a sheet: at 512 pixels a side it is some 6,000 high, which every viewer opens."""
 
 
 class Sampler:
@@ -108,17 +116,28 @@ def save_row(path: Path, pictures: Sequence[Image.Image]) -> None:
 
 
 def compose(path: Path, rows: Sequence[tuple[str, Path]], prompts: Sequence[str]) -> None:
-    """Write the named rows, files of save_row, under each other, with the prompts above them."""
-    pictures = [Image.open(file).convert("RGB") for _, file in rows]
-    height, side = pictures[0].height, pictures[0].width // len(prompts)
-    sheet = Image.new("RGB", (_MARGIN + pictures[0].width, _HEADING + height * len(rows)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for number, prompt in enumerate(prompts):
-        pen.text((_MARGIN + side * number + 4, 4), _fit(prompt, side // 8), "black", font)
-    for number, ((name, _), picture) in enumerate(zip(rows, pictures, strict=True)):
-        top = _HEADING + height * number
-        pen.text((4, top + 4), name, "black", font)
-        sheet.paste(picture, (_MARGIN, top))
+    """Write the named rows, files of save_row, under each other, with the prompts above them.
+
+    Of more than 12 rows there are 12 on the sheet, evenly spread, the first and the last among them.
+    """
+    rows = _spread(rows)
+    with Image.open(rows[0][1]) as first:
+        side = first.height
+    font = ImageFont.load_default(_FONT_SIZE)
+    headings = [_fit(prompt, side, font) for prompt in prompts]
+    lines = max(len(heading) for heading in headings)
+    top, step = 2 * _GAP + _LINE * lines, side + _GAP
+    sheet = Image.new("RGB", (_MARGIN + step * len(prompts), top + step * len(rows)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, heading in enumerate(headings):
+        for line, text in enumerate(heading):
+            pen.text((_MARGIN + step * column, _GAP + _LINE * line), text, "black", font)
+    for number, (name, file) in enumerate(rows):
+        pen.text((_GAP, top + step * number), name, "black", font)
+        with Image.open(file) as row:
+            for column in range(len(prompts)):
+                picture = row.crop((side * column, 0, side * (column + 1), side))
+                sheet.paste(picture, (_MARGIN + step * column, top + step * number))
     _save(sheet, path)
 
 
@@ -131,5 +150,18 @@ def _save(picture: Image.Image, path: Path) -> None:
     replace_own(path, content.getvalue())
 
 
-def _fit(text: str, characters: int) -> str:
-    return text if len(text) <= characters else text[: max(1, characters - 1)] + "…"
+def _spread(rows: Sequence[tuple[str, Path]]) -> Sequence[tuple[str, Path]]:
+    """Return at most _MAX_ROWS of the rows, evenly spread."""
+    if len(rows) <= _MAX_ROWS:
+        return rows
+    last = len(rows) - 1
+    return [rows[round(last * number / (_MAX_ROWS - 1))] for number in range(_MAX_ROWS)]
+
+
+def _fit(text: str, width: int, font: Any) -> list[str]:
+    """Return text in a few lines of at most width pixels; what does not fit is cut off with an …."""
+    wrapped = (
+        wrap(text, characters, max_lines=_HEADING_LINES, placeholder="…")
+        for characters in range(width, 0, -1)
+    )
+    return next(lines for lines in wrapped if all(font.getbbox(line)[2] <= width for line in lines))

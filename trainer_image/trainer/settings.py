@@ -113,7 +113,8 @@ class TrainerSettings(EnvironmentSettings):
     sample_guidance: Annotated[float, Field(ge=1, le=30)] = 7.5
     """Classifier-free guidance (SD 1.5's pipeline)."""
     sample_every_epochs: Annotated[int, Field(ge=0)] = 0
-    """A row of samples.png every so many epochs, between before and after; 0 draws only those two."""
+    """A row of samples.png every so many epochs, between before and after; 0 draws only those two. The sheet
+    shows at most 12 rows; all are in checkpoints/samples/."""
 
     @field_validator("sample_prompts", mode="before")
     @classmethod
