@@ -13,7 +13,7 @@ import pytest
 from tests.trainer.scripted_host import Answer, ScriptedHost, body, endless, hang_up, scripted_host, status
 from trainer.downloads import DownloadPolicy, fetch_images
 from trainer.errors import DownloadError, InterruptedTrainingError, InvalidImageError, StorageError
-from trainer.images import PictureLimits
+from trainer.images import PictureLimits, all_refusals
 from trainer.storage import ObjectStorage
 
 QUICK = DownloadPolicy(attempts=3, first_delay_seconds=0.01, max_delay_seconds=0.2, max_seconds=20)
@@ -32,7 +32,12 @@ def fetch(
     policy: DownloadPolicy = QUICK,
     stop: threading.Event | None = None,
 ) -> list[Path]:
-    return fetch_images(paths, folder / "images", ObjectStorage(), stop or threading.Event(), limits, policy)
+    """Fetch as a training does, for which a picture without a file is an error."""
+    files = fetch_images(paths, folder / "images", ObjectStorage(), stop or threading.Event(), limits, policy)
+    refusals = [file for file in files if isinstance(file, InvalidImageError)]
+    if refusals:
+        raise all_refusals(refusals)
+    return [file for file in files if isinstance(file, Path)]
 
 
 def test_files_come_in_the_order_of_the_request_whoever_answers_first(
@@ -77,11 +82,26 @@ def test_a_body_that_breaks_off_is_fetched_again_from_its_start(host: ScriptedHo
     assert fetch(tmp_path, url)[0].read_bytes() == b"picture"
 
 
-def test_a_content_length_that_is_too_large_every_time_is_a_download_error(
+def test_a_body_that_breaks_off_every_time_is_said_so_and_its_host_not_called_down(
     host: ScriptedHost, tmp_path: Path
 ) -> None:
-    with pytest.raises(DownloadError, match=r"/a\.jpg"):
+    """The host is up, and "ProtocolError" is no word for people."""
+    with pytest.raises(
+        DownloadError, match=r"/a\.jpg .*\(the connection broke off .*\); check that its link"
+    ):
         fetch(tmp_path, host.on("/a.jpg", body(b"pic", length=7)))
+
+
+def test_a_body_whose_compression_is_damaged_is_said_so(host: ScriptedHost, tmp_path: Path) -> None:
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip")
+        handler.send_header("Content-Length", "7")
+        handler.end_headers()
+        handler.wfile.write(b"no gzip")
+
+    with pytest.raises(DownloadError, match=r"/a\.jpg .*\(its compression is damaged\); check that its link"):
+        fetch(tmp_path, host.on("/a.jpg", answer))
 
 
 def test_a_failing_host_is_given_up_after_the_attempts(host: ScriptedHost, tmp_path: Path) -> None:
@@ -121,6 +141,20 @@ def test_all_pictures_that_are_gone_are_named_at_once(host: ScriptedHost, tmp_pa
     assert str(raised.value).count("answers 404") == 5
     assert "3 more" in str(raised.value)
     assert "there.jpg" not in str(raised.value)
+
+
+def test_a_picture_without_a_file_leaves_the_others_to_be_looked_at(
+    host: ScriptedHost, tmp_path: Path
+) -> None:
+    (tmp_path / "c.jpg").touch()
+    urls = [host.on("/a.jpg", status(404)), host.on("/b.jpg", body(b"picture"))]
+    refusal, fetched, local = fetch_images(
+        [*urls, str(tmp_path / "c.jpg")], tmp_path / "images", ObjectStorage(), threading.Event()
+    )
+    assert isinstance(refusal, InvalidImageError)
+    assert isinstance(fetched, Path)
+    assert fetched.read_bytes() == b"picture"
+    assert local == tmp_path / "c.jpg"
 
 
 def test_a_body_without_end_is_cut_at_the_limit(host: ScriptedHost, tmp_path: Path) -> None:
@@ -239,7 +273,7 @@ def test_a_host_that_speaks_no_http_is_a_download_error(host: ScriptedHost, tmp_
         handler.wfile.write(b"SSH-2.0-OpenSSH\r\n")
         handler.close_connection = True
 
-    with pytest.raises(DownloadError):
+    with pytest.raises(DownloadError, match=r"\(it hung up, or answered no HTTP\); check that its host"):
         fetch(tmp_path, host.on("/a.jpg", greet))
 
 

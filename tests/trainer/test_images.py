@@ -7,6 +7,7 @@ import logging
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,15 @@ from PIL import Image, ImageCms
 
 from sample_pictures import draw_pictures
 from trainer.errors import InvalidImageError
-from trainer.images import PictureLimits, images_in_folder, load_picture, square, validate_pictures
+from trainer.images import (
+    PictureLimits,
+    images_in_folder,
+    load_picture,
+    picture_name,
+    square,
+    validate_pictures,
+)
+from trainer.jpeg_scans import count_scans
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 
@@ -47,6 +56,18 @@ def png_chunk(name: bytes, content: bytes) -> bytes:
 def png_header(width: int, height: int, bits: int = 8, colour: int = 2) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
+
+
+def segment(marker: int, content: bytes) -> bytes:
+    """Of a JPEG."""
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+def with_scans(copies: int, between: bytes = b"") -> bytes:
+    """A progressive JPEG whose last scan, with something before it, comes so often once more."""
+    whole = saved(Image.new("L", (300, 300), 128), "JPEG", progressive=True)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + (between + last) * copies + whole[-2:]
 
 
 def icc_profile(kind: bytes, space: bytes, inner_space: bytes, tags: dict[bytes, bytes]) -> bytes:
@@ -169,6 +190,54 @@ def test_a_text_chunk_bomb_is_refused(tmp_path: Path) -> None:
     whole = saved(red_over_blue(), "PNG")
     with pytest.raises(InvalidImageError, match=r"a\.jpg"):
         loaded(whole[:33] + text + whole[33:], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        b"",
+        segment(0xFE, b"\xff\xd9"),
+        segment(0xE2, b"\xff\xda\xff\xd9"),
+        b"\xff\xff",
+        b"\0\xff\0",
+        b"\xff\xd3",
+    ],
+    ids=["nothing", "an end in a comment", "a scan in metadata", "filling", "junk", "a restart"],
+)
+def test_a_jpeg_bomb_of_scans_is_refused_before_it_is_decoded(tmp_path: Path, between: bytes) -> None:
+    """10,000 scans over 49 megapixels fit into 0.9 MB, and were decoded for minutes on the GPU's time."""
+    with pytest.raises(
+        InvalidImageError, match=r"a\.jpg is a JPEG of more than 100 scans; save it again as a"
+    ):
+        loaded(with_scans(100, between), tmp_path)
+    assert loaded(with_scans(80, between), tmp_path).size == (300, 300)
+
+
+def test_what_looks_like_scans_outside_of_the_pixels_is_none(tmp_path: Path) -> None:
+    """Phones put a film behind a picture, where any two bytes may stand; cameras put a small one into it."""
+    whole = saved(noise(), "JPEG", progressive=True)
+    preview = segment(0xE1, b"\xff\xda" * 1000)
+    content = whole[:2] + preview + whole[2:] + b"\xff\xda" * 1000
+    assert count_scans(content, 100) == count_scans(whole, 100) == 10
+    assert loaded(content, tmp_path).size == (300, 280)
+
+
+@pytest.mark.parametrize("kind", ["EXIF of a JPEG", "profiles", "texts", "international texts"])
+def test_a_bomb_of_metadata_is_refused_unread(tmp_path: Path, kind: str) -> None:
+    """Pillow copies all EXIF at each further piece, and unpacks 16 MB from 16 kB: an hour, and minutes."""
+    jpeg, png = saved(red_over_blue(), "JPEG"), saved(red_over_blue(), "PNG")
+    packed = zlib.compress(b"x" * 1000)
+    block = {
+        "EXIF of a JPEG": segment(0xE1, b"Exif\0\0x"),
+        "profiles": png_chunk(b"iCCP", b"a\0\0" + packed),
+        "texts": png_chunk(b"zTXt", b"a\0\0" + packed),
+        "international texts": png_chunk(b"iTXt", b"a\0\1\0\0\0" + packed),
+    }[kind]
+    whole, at = (jpeg, 2) if kind == "EXIF of a JPEG" else (png, 33)
+    with pytest.raises(
+        InvalidImageError, match=r"a\.jpg has more than 100 blocks of metadata; save it again"
+    ):
+        loaded(whole[:at] + block * 101 + whole[at:], tmp_path)
 
 
 @pytest.mark.parametrize("after_the_pixels", [False, True])
@@ -379,13 +448,37 @@ def test_a_folder_a_device_and_a_missing_file_are_refused(tmp_path: Path) -> Non
             load_picture(path, "x.jpg")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_may_not_be_read_is_refused_with_who_may_not_and_what_to_do(tmp_path: Path) -> None:
+    """ "Permission denied" alone says neither, and in a container one is somebody else."""
     path = tmp_path / "secret.jpg"
     path.write_bytes(saved(noise(), "JPEG"))
     path.chmod(0)
-    with pytest.raises(InvalidImageError, match="Permission denied"):
+    user = os.geteuid() or 65534
+    with as_user(user), pytest.raises(InvalidImageError, match=rf"^secret\.jpg .* user {user}.*chmod a\+r"):
         load_picture(path, "secret.jpg")
+
+
+@contextlib.contextmanager
+def as_user(user: int) -> Iterator[None]:
+    """root, who may read everything, becomes somebody else."""
+    before = os.geteuid()
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("unseen", ["\u202e", "\u2066", "\x1b", "\n", "\x9b", "\r", "\udcff"])
+def test_a_name_is_shown_with_what_cannot_be_seen_escaped(unseen: str) -> None:
+    """After U+202E the rest of the line reads backwards, and exe.gpj as jpg.exe."""
+    shown = picture_name(f"a{unseen}gpj.exe")
+    assert shown == "a" + unseen.encode("unicode_escape").decode() + "gpj.exe"
+
+
+def test_letters_of_every_script_are_shown_as_they_are() -> None:
+    for name in ("Bild ü.jpg", "تصویر‌ها.jpg", "👩‍🎨.png", "9.41\u202fAM.png"):
+        assert picture_name(name) == name
 
 
 def test_a_very_long_name_is_shortened(tmp_path: Path) -> None:
@@ -433,10 +526,37 @@ def test_square_takes_the_middle() -> None:
 
 
 def test_a_folder_gives_its_pictures_by_name_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("b.JPG", "a.png", "c.webp", "d.jpeg", "a.txt", "notes.gif", "._a.png"):
+    names = ["a.png", "b.JPG", "c.webp", "d.jpeg", "e.jfif", "f.jpe"]
+    for name in (*names, "a.txt", "notes.gif", "._a.png"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
-    assert [path.name for path in images_in_folder(tmp_path)] == ["a.png", "b.JPG", "c.webp", "d.jpeg"]
+    assert [path.name for path in images_in_folder(tmp_path)] == names
+
+
+def test_pictures_that_a_folder_has_and_that_are_not_taken_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ten of an iPhone's pictures were left out without a word, and the training was of the other two."""
+    names = ("a.HEIC", "b.gif", "c.avif", "d\u202e.tiff", "f.bmp", "g.heif", "h.tif")
+    for name in (*names, "z.jpg", "a.txt", ".hidden.heic", "lora_weights.safetensors", "metrics.jsonl"):
+        (tmp_path / name).touch()
+    (tmp_path / "e.jpg").symlink_to("nowhere")
+    (tmp_path / "folder.gif").mkdir()
+    assert [path.name for path in images_in_folder(tmp_path)] == ["z.jpg"]
+    (line,) = caplog.messages
+    assert line.startswith(
+        "8 pictures are left out: a.HEIC, b.gif, c.avif, d\\u202e.tiff, e.jpg (a broken link), and 3 more. "
+        "Only files that end in .jfif, .jpe,"
+    )
+
+
+def test_of_a_folder_of_pictures_and_their_captions_nothing_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "a.txt", ".DS_Store", "Thumbs.db"):
+        (tmp_path / name).touch()
+    images_in_folder(tmp_path)
+    assert not caplog.messages
 
 
 def test_a_folder_without_pictures_and_a_missing_folder_are_refused(tmp_path: Path) -> None:

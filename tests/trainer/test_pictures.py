@@ -48,6 +48,18 @@ def test_bad_picture_is_told_to_who_asks_for_the_pictures(tmp_path: Path) -> Non
         ours.result()
 
 
+def test_pictures_that_are_missing_and_those_with_bad_content_are_named_together(tmp_path: Path) -> None:
+    """Missing ones hid the others: a person mended them, waited for a GPU, and was told of the rest."""
+    paths = [tmp_path / name for name in ("bad.jpg", "missing.jpg", "empty.jpg")]
+    paths[0].write_text("no picture")
+    paths[2].touch()
+    with coming(tmp_path / "images", paths) as ours, pytest.raises(InvalidImageError) as raised:
+        ours.result()
+    parts = str(raised.value).split("; ")
+    named = [part.split()[0] for part in parts if part.startswith(str(tmp_path))]
+    assert named == [str(path) for path in paths]
+
+
 @pytest.fixture
 def turned_bad(
     tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch

@@ -105,7 +105,7 @@ def explain(error: ValidationError) -> str:
     for fault in error.errors(include_url=False, include_input=False):
         # ("style_id",) or ("image_paths", 3); a union adds the name of its branch, which says nothing.
         name = "".join(f"[{part}]" if isinstance(part, int) else str(part) for part in fault["loc"][:2])
-        message = fault["msg"].removeprefix("Value error, ")
+        message = fault["msg"].removeprefix("Value error, ").replace(" after validation", "")
         if fault["type"] == "missing":
             sentence = f"{name} is missing"
         elif not name:

@@ -2,13 +2,14 @@
 
 import argparse
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from pydantic import ValidationError
 
-from job_contract.request import TrainingRequest, explain, style_id_of
+from job_contract.request import MAX_IMAGES, TrainingRequest, explain, style_id_of
 from trainer.errors import InvalidImageError, InvalidRequestError, UsageError
 from trainer.images import images_in_folder, picture_name
 from trainer.logs import redact_foreign
@@ -22,6 +23,8 @@ Train a Stable Diffusion 1.5 LoRA.
   python -m trainer --style-id 1 --images DIR --epochs 100      the same by hand
   python -m trainer --style-id 1                                the style's last request again
 """
+_UNFIT: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+"""In a file's name: a request is JSON in UTF-8, and its pictures are named on one line."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ def _by_hand(arguments: Arguments, images: list[str]) -> TrainingRequest:
     # Path's own raises where a name is too long.
     if len(images) == 1 and os.path.isdir(images[0]):  # noqa: PTH112
         images = [str(path) for path in images_in_folder(Path(images[0]))]
+    if len(images) > MAX_IMAGES:
+        raise UsageError(f"--images has {len(images)} pictures; at most {MAX_IMAGES} are allowed.")
     paths = [image if "://" in image else _absolute(image) for image in images]
     style_id = style_id_of(arguments.style_id or "")
     try:
@@ -118,15 +123,15 @@ def _absolute(image: str) -> str:
     """Return the absolute path, because the request is reused from any folder.
 
     Raises:
-        InvalidImageError: it begins with the ~ of nobody, or is no UTF-8, which a request has to be.
+        InvalidImageError: it begins with the ~ of nobody, or no request can hold it.
     """
-    try:
-        image.encode()
-        return str(Path(image).expanduser().absolute())
-    except UnicodeEncodeError as error:
+    if _UNFIT.search(image):
         raise InvalidImageError(
-            f"The name {picture_name(image)} is not UTF-8, and a request can hold no other; rename the file"
-        ) from error
+            f"The name {picture_name(image)} is not UTF-8 or has control characters, and a request can hold "
+            "no such name; rename the file"
+        )
+    try:
+        return str(Path(image).expanduser().absolute())
     except RuntimeError as error:
         raise InvalidImageError(
             f"{picture_name(image)} begins with the home folder of a user that does not exist; check the path"

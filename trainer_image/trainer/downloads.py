@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from trainer.errors import DownloadError, InterruptedTrainingError, InvalidImageError, StorageError
-from trainer.images import PictureLimits, all_refusals, picture_name, too_large
+from trainer.images import PictureLimits, all_refusals, picture_name, too_large, unreadable
 from trainer.storage import ObjectStorage
 from trainer.web import BusyHostError, read_url
 
@@ -41,13 +41,14 @@ def fetch_images(
     stop: threading.Event,
     limits: PictureLimits | None = None,
     policy: DownloadPolicy | None = None,
-) -> list[Path]:
+) -> list[Path | InvalidImageError]:
     """Download the s3:// and http(s):// ones of paths into a folder, eight at a time; local ones stay.
 
-    Returns files in the order of paths. Nothing is decoded yet.
+    Returns, in the order of paths, a file for each, or why there is none: it does not exist, may not be read
+    or is too large. Nothing is decoded yet.
 
     Raises:
-        InvalidImageError: some do not exist, may not be read or are too large; all such are named.
+        InvalidImageError: one of the errors below, and before it some had no file; all such are named.
         DownloadError: a host or S3 doesn't answer, after several attempts.
         ConfigurationError: S3 credentials or endpoint are missing or refused.
         StorageError: the folder can't be written.
@@ -56,12 +57,15 @@ def fetch_images(
     ended = threading.Event()
     download = _Download(limits or PictureLimits(), policy or DownloadPolicy(), ended)
 
-    def fetch(number: int, path: str) -> Path:
+    def fetch(number: int, path: str) -> Path | InvalidImageError:
         scheme = path.partition("://")[0].lower()
-        if scheme not in ("s3", "http", "https"):
-            return _local(path)
-        read = storage.read if scheme == "s3" else read_url
-        return download(lambda: read(path), into / _FILE_NAME.format(number), picture_name(path))
+        try:
+            if scheme not in ("s3", "http", "https"):
+                return _local(path)
+            read = storage.read if scheme == "s3" else read_url
+            return download(lambda: read(path), into / _FILE_NAME.format(number), picture_name(path))
+        except InvalidImageError as error:
+            return error
 
     try:
         into.mkdir(parents=True, exist_ok=True)
@@ -87,31 +91,29 @@ def remove_downloads(folder: Path) -> None:
 
 
 def _wait_for_all(
-    futures: list[Future[Path]], stop: threading.Event, check_deadlines: Callable[[], None]
+    futures: list[Future[Path | InvalidImageError]],
+    stop: threading.Event,
+    check_deadlines: Callable[[], None],
 ) -> None:
-    """Return when all are done; else raise one error for all bad pictures, or the first other error."""
+    """Return when all are done, or raise the first error: a host that is down isn't asked a hundred times."""
     pending, errors = set(futures), list[BaseException]()
-    # Any other error ends the wait: a host that is down is not asked a hundred times.
-    while pending and all(isinstance(error, InvalidImageError) for error in errors):
+    while pending and not errors:
         if stop.is_set():
             raise _interrupted()
         check_deadlines()
         _, pending = wait(pending, timeout=_STOP_POLL_SECONDS, return_when=FIRST_EXCEPTION)
         errors = [error for future in futures if future.done() and (error := future.exception())]
-    refusals = [error for error in errors if isinstance(error, InvalidImageError)]
-    if refusals:
-        raise all_refusals(refusals)
     if errors:
-        raise errors[0]
+        results = [future.result() for future in futures if future.done() and not future.exception()]
+        refusals = [result for result in results if isinstance(result, InvalidImageError)]
+        raise all_refusals(refusals) if refusals else errors[0]
 
 
 def _local(path: str) -> Path:
     try:
         exists = Path(path).is_file()
     except OSError as error:
-        raise InvalidImageError(
-            f"{picture_name(path)} cannot be read ({error.strerror}); check the path"
-        ) from error
+        raise unreadable(picture_name(path), error) from error
     if not exists:
         raise InvalidImageError(f"{picture_name(path)} is not a file where the trainer runs; check the path")
     return Path(path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -11,10 +12,16 @@ from job_contract.redaction import redact
 LOGGER_NAME: Final = "trainer"
 _FORMAT: Final = "%(asctime)s %(levelname)-7s %(message)s"
 
+_UNSEEN: Final = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a file's name may hold, and a line may not: what moves a terminal's cursor or colours it, what turns
+the direction of the text after it, and what UTF-8 cannot hold."""
+
 
 def fit_for_log(text: str) -> str:
-    """Return text of ours without secrets, and without what UTF-8 cannot hold, as a file's name may."""
-    return redact(text).encode(errors="backslashreplace").decode()
+    """Return text of ours without secrets, and with escapes, as \\x1b, for what nobody could see."""
+    return _UNSEEN.sub(lambda one: one[0].encode("unicode_escape").decode(), redact(text))
 
 
 def redact_foreign(text: str) -> str:

@@ -69,7 +69,8 @@ def _fetch(
     files = fetch_images(request.image_paths, folder, ObjectStorage(), interrupt.event)
     fit = partial(fit_picture, resolution=plan.resolution, aspect_buckets=plan.aspect_buckets)
     pictures = validate_pictures(files, request.image_paths, fit=fit)
-    return pictures, compose_captions(files, request.captions, request.trigger_word)
+    local = [file for file in files if isinstance(file, Path)]  # all of them: the others are refused above
+    return pictures, compose_captions(local, request.captions, request.trigger_word)
 
 
 def fit_picture(picture: Image.Image, resolution: int, *, aspect_buckets: bool) -> Image.Image:

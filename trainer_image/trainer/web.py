@@ -57,6 +57,12 @@ def read_url(url: str) -> Iterator[bytes]:
     except ValueError as error:
         # A URL that requests, urllib3 or idna cannot read, or one that redirects to ftp:// or file://.
         raise InvalidImageError(f"{shown} is, or leads to, no valid http(s) URL; check the link") from error
+    except (urllib3.exceptions.ProtocolError, urllib3.exceptions.DecodeError) as error:
+        damaged = isinstance(error, urllib3.exceptions.DecodeError)
+        reason = "its compression is damaged" if damaged else "the connection broke off before its end"
+        raise DownloadError(
+            f"{shown} could not be downloaded ({reason}); check that its link gives the whole picture"
+        ) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise DownloadError(
             f"{shown} could not be downloaded ({_reason(error)}); check that its host is up and reachable"
@@ -98,5 +104,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, requests.exceptions.SSLError):
         return "TLS failed"
     if isinstance(error, requests.ConnectionError):
-        return "no connection"
+        hung_up = error.args and isinstance(error.args[0], urllib3.exceptions.ProtocolError)
+        return "it hung up, or answered no HTTP" if hung_up else "no connection"
     return type(error).__name__
