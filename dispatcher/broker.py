@@ -30,6 +30,8 @@ _DRAIN_SECONDS: Final = 5.0
 _DEPTH_EVERY: Final = 10.0
 _PREFETCH: Final = 16
 """One under way and one more for each handler; all of them are held in memory, at up to 16 MiB each."""
+_MOST_HELD: Final = 64
+"""Refused messages in memory, beyond which no more is taken out of a full queue in their place."""
 _NOTICE_HANDLERS: Final = 4
 _UNFORESEEN_SECONDS: Final = 5.0
 
@@ -149,7 +151,13 @@ class _Consumption:
         queues.declare(self._channel)
         self._publisher = Publisher(connection, queues)
         self._refused = DeadLetters(
-            connection, self._channel, self._publisher, self._take_next, work.buried, many=_PREFETCH // 2
+            connection,
+            self._channel,
+            self._publisher,
+            self._take_next,
+            work.buried,
+            many=_PREFETCH // 2,
+            most=_MOST_HELD,
         )
         self._notices = NoticeQueue(connection, queues, self._publisher, notice_handlers, work.send_notice)
 
@@ -237,17 +245,15 @@ class _Consumption:
     def _take_next(self, put_back: Callable[[], bool]) -> bool:
         """Take the next message, whose place another gets: a queue at its limit has room for no more.
 
-        It is none of those that are prefetched, all of which may be held.
+        It is none of those that are prefetched, all of which may be held. A queue beyond its limit, as one is
+        that was given messages back, takes none yet; the next is handled all the same, or none after it was.
         """
         if self._consumer is None:
             return False
         method, properties, body = self._channel.basic_get(self._queues.work)
         is_back = put_back()
         if method is not None and properties is not None:
-            if is_back or comes_back_too_often(properties):
-                self._on_message(self._channel, method, properties, body)
-            else:  # a publisher was quicker
-                self._channel.basic_nack(method.delivery_tag, requeue=True)
+            self._on_message(self._channel, method, properties, body)
         return is_back
 
     def _stop_consuming(self) -> None:

@@ -23,6 +23,7 @@ class DeadLetters:
             that worked.
         buried: called for each dead letter that was written.
         many: once so many are held, each is tried again after a second, to make way for good messages.
+        most: once so many are held, none is taken out of the work queue.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class DeadLetters:
         take_next: Callable[[Callable[[], bool]], bool],
         buried: Callable[[], None],
         many: int,
+        most: int,
     ) -> None:
         self._connection = connection
         self._work = work
@@ -40,6 +42,7 @@ class DeadLetters:
         self._take_next = take_next
         self._buried = buried
         self._many = many
+        self._most = most
         self._held = 0
 
     def refuse(self, method: Any, properties: Any, body: bytes, reason: str, notice: bytes | None) -> None:
@@ -76,7 +79,7 @@ class DeadLetters:
 
     def _put_behind(self, put_back: Callable[[], bool]) -> bool:
         """Put a message behind the others, if need be in the place of the next of them."""
-        return put_back() or (self._held >= self._many and self._take_next(put_back))
+        return put_back() or (self._many <= self._held < self._most and self._take_next(put_back))
 
     def _hold(self, then: Callable[[], None]) -> None:
         seconds = FULL_SECONDS if self._held < self._many else _HURRY_SECONDS

@@ -1,5 +1,6 @@
 """What the backend is told: the bodies of the PATCH, pure."""
 
+import re
 from typing import Any
 
 from job_contract.outcome import TrainingFailure, TrainingResult
@@ -43,7 +44,7 @@ def _head(style_id: int | str | None, task_id: str | None, status: str) -> Paylo
 
 def host_of(url: str | None) -> str:
     """Return the host of a URL with its port: those that wait for one host are to hold up no other."""
-    return (url or "").partition("://")[2].partition("/")[0].lower()
+    return re.split("[/?#]", (url or "").partition("://")[2], maxsplit=1)[0].lower()
 
 
 def default_url(backend_url: str | None, style_id: int | str | None) -> str | None:

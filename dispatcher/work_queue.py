@@ -141,9 +141,9 @@ class WorkQueue:
         return list(self._asking.values()).count(host) < self._askers - len(self._asking)
 
     def _next_due(self, host: str | None) -> float:
-        """Return when the next of a line is due; one that is due at another time by now is dropped."""
+        """Return when the next of a line is due; what has another place by now, or a worker, is dropped."""
         line = self._lines.get(host, [])
-        while line and self._due.get(line[0][1]) != (line[0][0], host):
+        while line and (line[0][1] in self._active or self._due.get(line[0][1]) != (line[0][0], host)):
             heapq.heappop(line)
         if not line and host is not None:
             self._lines.pop(host, None)

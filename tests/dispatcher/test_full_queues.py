@@ -194,7 +194,7 @@ def test_good_messages_are_handled_though_no_queue_takes_the_bad_ones_before_the
     """What was held took up all that is prefetched, for as long as the backend was down."""
     amqp = Amqp(limited_rabbit.url, Queues(name))
     Amqp(amqp.url, Queues(amqp.queues.dead)).publish(b"older")
-    bad, good = [b"bad %d" % number for number in range(18)], [b"good 1", b"good 2"]
+    bad, good = [b"bad %d" % number for number in range(30)], [b"good 1", b"good 2"]
     overfill(amqp, bad + good)
     seen = set[bytes]()
 

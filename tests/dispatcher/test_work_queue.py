@@ -5,10 +5,12 @@ import threading
 import time
 from collections import Counter
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from dispatcher.report import host_of
 from dispatcher.work_queue import WorkQueue
 
 ASKERS = 4
@@ -317,3 +319,31 @@ class QueueModel(RuleBasedStateMachine):
 
 QueueModel.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 TestQueueModel = QueueModel.TestCase
+
+
+def test_a_name_that_goes_back_to_a_line_is_with_one_worker_at_a_time() -> None:
+    """Two had one Job in hand, and the thread of the second died when it put it down."""
+    queue = WorkQueue(askers=2)
+    queue.add("first")
+    assert queue.get() == "first"
+    assert queue.may_ask("first", "host")
+    queue.add("second")
+    assert queue.get() == "second"
+    assert not queue.may_ask("second", "host")
+    queue.done("second")
+    queue.add("second")  # it changed while it stood in the line
+    assert queue.get() == "second"
+    assert not queue.may_ask("second", "host")
+    queue.done("first")  # the host has room before the worker has said that it is done
+    queue.add("third")
+    assert queue.get() == "third", "the second one is still being worked on"
+    queue.done("second")
+    assert queue.get() == "second"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://Host:80", "http://host:80/a", "http://host:80?job=1", "https://host:80#b"]
+)
+def test_urls_of_one_host_are_of_one_host(url: str) -> None:
+    """With a query for each Job, one host that hung held every worker."""
+    assert host_of(url) == "host:80"

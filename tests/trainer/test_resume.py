@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from job_contract.outcome import FailureCode
 from tests.trainer.conftest import Train, Workshop, wait_for_line
+from tests.trainer.sample_sheet import read_sheet
 from trainer.metrics import EpochMetrics, MetricsFile
 
 EPOCHS = 6
@@ -196,8 +196,8 @@ def test_row_of_samples_that_an_interruption_broke_off_is_drawn_at_the_next_star
         signal_at(patch, "trainer.samples:Sampler:draw", 2)
         assert train(request, SAMPLE_PROMPTS='["a cat"]', **ROWS).code == 75
     assert train(request, SAMPLE_PROMPTS='["a cat"]', **ROWS).code == 0
-    with Image.open(workshop.folder().samples) as samples:
-        assert samples.height == 24 + 4 * 64  # before, and three epochs
+    sheet = read_sheet(workshop.folder().samples, 64)
+    assert len(sheet.top) == 4  # before, and three epochs
 
 
 def test_inside_an_epoch_no_row_is_drawn_for_the_epoch_before_it(
@@ -209,8 +209,8 @@ def test_inside_an_epoch_no_row_is_drawn_for_the_epoch_before_it(
         signal_at(patch, "trainer.objective:Objective:losses", 6)
         assert train(request).code == 75
     train(request, SAMPLE_PROMPTS='["a cat"]', **ROWS)
-    with Image.open(workshop.folder().samples) as samples:
-        assert samples.height == 24 + 2 * 64  # before, and the second epoch
+    sheet = read_sheet(workshop.folder().samples, 64)
+    assert len(sheet.top) == 2  # before, and the second epoch
 
 
 def test_prompts_that_change_before_a_training_goes_on_get_a_sheet_of_their_own(
@@ -222,9 +222,9 @@ def test_prompts_that_change_before_a_training_goes_on_get_a_sheet_of_their_own(
         signal_at(patch, "trainer.objective:Objective:losses", 9)
         assert train(request, SAMPLE_PROMPTS='["a cat"]', **ROWS).code == 75
     assert train(request, SAMPLE_PROMPTS='["a dog"]', **ROWS).code == 0
-    with Image.open(workshop.folder().samples) as samples:
-        # Before, the epochs 2, where it went on, and 3; with the cat's there would be a row more.
-        assert samples.height == 24 + 3 * 64
+    sheet = read_sheet(workshop.folder().samples, 64)
+    # Before, the epochs 2, where it went on, and 3; with the cat's there would be a row more.
+    assert len(sheet.top) == 3
 
 
 def test_damaged_newest_checkpoint_falls_back_to_the_one_before(
