@@ -245,8 +245,9 @@ class _Consumption:
     def _take_next(self, put_back: Callable[[], bool]) -> bool:
         """Take the next message, whose place another gets: a queue at its limit has room for no more.
 
-        It is none of those that are prefetched, all of which may be held. A queue beyond its limit, as one is
-        that was given messages back, takes none yet; the next is handled all the same, or none after it was.
+        It is none of those that are prefetched, all of which may be held. A queue beyond its limit, as one
+        that was given messages back, takes none yet. The next is handled all the same: given back it would
+        be the next again, and none behind it would ever come.
         """
         if self._consumer is None:
             return False
